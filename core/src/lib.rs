@@ -1,0 +1,14 @@
+//! The pure core of Pawlatch: a picture and a time go in, a wish for the latch comes out.
+//!
+//! Nothing here reads a clock, sleeps, touches a file or keeps a global. See ARCHITECTURE.md.
+
+pub mod door;
+pub mod event;
+pub mod frame;
+pub mod gate;
+pub mod keeper;
+pub mod policy;
+pub mod sight;
+pub mod track;
+pub mod units;
+pub mod vision;
