@@ -253,10 +253,10 @@ fn judge_still(frame: &Frame) -> PictureHealth {
         let i = (y as usize * w as usize + x as usize) * 3;
         let p = &frame.pixels()[i..i + 3];
         // BT.601 weights in 8-bit fixed point.
-        (77 * f32::from(p[0]) + 150 * f32::from(p[1]) + 29 * f32::from(p[2])) / 256.0
+        (77.0 * f32::from(p[0]) + 150.0 * f32::from(p[1]) + 29.0 * f32::from(p[2])) / 256.0
     };
-    let (mut sum, mut squares, mut steps, mut steepest, mut n) = (0.0, 0.0, 0.0, 0.0_f32, 0.0);
-    let mut burnt = 0.0;
+    let [mut sum, mut squares, mut steps, mut steepest, mut n] = [0.0_f32; 5];
+    let mut burnt = 0.0_f32;
     for gy in 0..GRID {
         for gx in 0..GRID {
             let (x, y) = (gx * w / GRID, gy * h / GRID);
