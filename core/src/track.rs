@@ -1,1 +1,465 @@
-//! To come.
+//! Sightings over time: one track per animal or person, with the evidence gathered for it.
+//!
+//! Evidence is a sequential probability ratio test (A. Wald, *Sequential Analysis*, 1947): the
+//! sum of log-likelihood ratios "dog against not a dog" is held against two thresholds that
+//! follow from the wanted error rates. Three things keep single frames from deciding: each
+//! frame's ratio is capped, frames closer together than the correlation time count in
+//! proportion, and a frame on which detector and classifier contradict each other counts
+//! nothing in favour.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sight::{Class, Sighting, Sightings};
+use crate::units::{Rect, Score, Uptime};
+
+/// Most tracks held at once; the weakest newcomers beyond it are dropped.
+pub const MAX_TRACKS: usize = 16;
+
+/// How often the door may be wrong, per approach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBudget {
+    /// Wanted rate of opening for something that is not a dog, above 0 and below 0.5.
+    pub false_accept: f32,
+    /// Wanted rate of refusing a dog, above 0 and below 0.5.
+    pub false_reject: f32,
+}
+
+impl ErrorBudget {
+    /// Evidence at which something is taken for a dog: Wald's `ln((1 - β) / α)` with the
+    /// false-reject rate β and the false-accept rate α.
+    pub fn accept(self) -> f32 {
+        ((1.0 - self.false_reject) / self.false_accept).ln()
+    }
+    /// Evidence at which something is taken not to be a dog: Wald's `ln(β / (1 - α))`, negative.
+    pub fn reject(self) -> f32 {
+        (self.false_reject / (1.0 - self.false_accept)).ln()
+    }
+}
+
+/// How tracks are made and how evidence counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrackSettings {
+    /// The error budget the accept and reject thresholds follow from.
+    pub budget: ErrorBudget,
+    /// Cap on one frame's log-likelihood ratio, either way. With the default budget it takes at
+    /// least three independent frames to open.
+    pub frame_cap: f32,
+    /// Frames closer together than this share one frame's weight.
+    pub correlation: Duration,
+    /// A track not seen for this long is forgotten.
+    pub forget_after: Duration,
+    /// Smallest overlap (IoU) that continues a track; below it, a box whose centre moved less
+    /// than its own size still does.
+    pub min_iou: f32,
+    /// Detector score from which a person, or a contradiction, is believed.
+    pub believe: Score,
+    /// Where an animal must stand to be let in: a polygon in fractions of the picture; empty
+    /// means anywhere.
+    pub approach: Vec<(f32, f32)>,
+}
+
+impl Default for TrackSettings {
+    fn default() -> Self {
+        Self {
+            budget: ErrorBudget { false_accept: 0.001, false_reject: 0.02 },
+            frame_cap: 3.0,
+            correlation: Duration::from_millis(200),
+            forget_after: Duration::from_millis(1_000),
+            min_iou: 0.2,
+            believe: Score::clamped(0.5),
+            approach: Vec::new(),
+        }
+    }
+}
+
+/// One animal or person followed over time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Track {
+    /// Number of the track since start.
+    pub id: u32,
+    /// Where it was last seen.
+    pub rect: Rect,
+    /// Capture time of the first frame it was seen in.
+    pub first_seen: Uptime,
+    /// Capture time of the last frame it was seen in.
+    pub last_seen: Uptime,
+    /// Number of frames it was seen in.
+    pub frames: u32,
+    /// Evidence (log-likelihood ratio) that it is a dog, against anything else.
+    pub dog: f32,
+    /// Evidence that it is a cat, against anything else.
+    pub cat: f32,
+    /// Evidence that it is a person, against anything else.
+    pub person: f32,
+    /// Evidence that it is another animal or a thing, against anything else.
+    pub other: f32,
+    /// Share of its last frames on which detector and classifier contradicted each other, or the
+    /// classifier knew nothing like it: an exponential mean over about four frames.
+    pub doubt: f32,
+    /// Whether it stands in the approach.
+    pub in_approach: bool,
+}
+
+impl Track {
+    /// Evidence for `class`.
+    pub const fn evidence(&self, class: Class) -> f32 {
+        match class {
+            Class::Dog => self.dog,
+            Class::Cat => self.cat,
+            Class::Person => self.person,
+            Class::Other | Class::Nothing => self.other,
+        }
+    }
+
+    /// The class with the most evidence.
+    pub fn best(&self) -> Class {
+        let mut best = Class::Other;
+        for class in [Class::Person, Class::Cat, Class::Dog] {
+            if self.evidence(class) > self.evidence(best) {
+                best = class;
+            }
+        }
+        best
+    }
+}
+
+/// Follows sightings from frame to frame.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tracker {
+    settings: TrackSettings,
+    tracks: Vec<Track>,
+    next_id: u32,
+}
+
+impl Tracker {
+    /// A tracker that has seen nothing.
+    pub const fn new(settings: TrackSettings) -> Self {
+        Self { settings, tracks: Vec::new(), next_id: 1 }
+    }
+
+    /// The settings it was made with.
+    pub const fn settings(&self) -> &TrackSettings {
+        &self.settings
+    }
+
+    /// Tracks alive after the last step, oldest first.
+    pub fn tracks(&self) -> &[Track] {
+        &self.tracks
+    }
+
+    /// Forgets tracks that have not been seen for too long, then, if there is a new frame, joins
+    /// its sightings to tracks (best overlap first, whatever the class) and adds its evidence.
+    /// A frame that is not newer than a track's last one adds nothing to that track; a frame the
+    /// networks did not look at, or whose picture is not good, adds nothing at all.
+    pub fn step(&mut self, now: Uptime, sightings: Option<&Sightings>) {
+        let forget_after = self.settings.forget_after;
+        self.tracks.retain(|t| now.since(t.last_seen) <= forget_after);
+        let Some(sightings) = sightings else { return };
+        let trusted = sightings.health == crate::frame::PictureHealth::Good;
+        if !sightings.looked || !trusted {
+            return;
+        }
+        let pairs = self.pairs(&sightings.seen);
+        for (index, sighting) in sightings.seen.iter().enumerate() {
+            let joined = pairs.iter().find(|(seen, _)| *seen == index).map(|(_, track)| *track);
+            if let Some(track) = joined {
+                self.tracks[track].add(sighting, sightings.captured_at, &self.settings);
+            } else if self.tracks.len() < MAX_TRACKS {
+                self.begin(sighting, sightings.captured_at);
+            }
+        }
+    }
+
+    /// Pairs `(sighting, track)`, each index at most once, nearest first.
+    fn pairs(&self, seen: &[Sighting]) -> Vec<(usize, usize)> {
+        let mut candidates: Vec<(f32, usize, usize)> = Vec::new();
+        for (s, sighting) in seen.iter().enumerate() {
+            for (t, track) in self.tracks.iter().enumerate() {
+                let near = nearness(track.rect, sighting.detection.rect, self.settings.min_iou);
+                candidates.extend(near.map(|near| (near, s, t)));
+            }
+        }
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+        let mut pairs: Vec<(usize, usize)> = Vec::new();
+        for (_, s, t) in candidates {
+            if pairs.iter().all(|(ps, pt)| *ps != s && *pt != t) {
+                pairs.push((s, t));
+            }
+        }
+        pairs
+    }
+
+    fn begin(&mut self, sighting: &Sighting, at: Uptime) {
+        let mut track = Track {
+            id: self.next_id,
+            rect: sighting.detection.rect,
+            first_seen: at,
+            last_seen: at,
+            frames: 0,
+            dog: 0.0,
+            cat: 0.0,
+            person: 0.0,
+            other: 0.0,
+            doubt: 0.0,
+            in_approach: false,
+        };
+        self.next_id = self.next_id.wrapping_add(1);
+        track.add(sighting, at, &self.settings);
+        self.tracks.push(track);
+    }
+}
+
+impl Track {
+    /// Adds the evidence of one more frame.
+    fn add(&mut self, sighting: &Sighting, at: Uptime, settings: &TrackSettings) {
+        if self.frames > 0 && at <= self.last_seen {
+            return;
+        }
+        let weight = if self.frames == 0 || settings.correlation.is_zero() {
+            1.0
+        } else {
+            (at.since(self.last_seen).as_secs_f32() / settings.correlation.as_secs_f32()).min(1.0)
+        };
+        let ratio = FrameEvidence::of(sighting, settings);
+        let (low, high) = (settings.budget.reject(), settings.budget.accept());
+        let sum = |evidence: f32, ratio: f32| {
+            // Bounded on both sides, so that a long stay can still be outweighed by what comes.
+            let ratio = ratio.clamp(-settings.frame_cap, settings.frame_cap);
+            (evidence + weight * ratio).clamp(1.5 * low, 1.5 * high)
+        };
+        self.dog = sum(self.dog, ratio.dog);
+        self.cat = sum(self.cat, ratio.cat);
+        self.person = sum(self.person, ratio.person);
+        self.other = sum(self.other, ratio.other);
+        let doubted = if ratio.doubtful { 1.0 } else { 0.0 };
+        self.doubt = if self.frames == 0 { doubted } else { 0.75 * self.doubt + 0.25 * doubted };
+        self.rect = sighting.detection.rect;
+        self.in_approach = stands_in(self.rect, &settings.approach);
+        self.last_seen = at;
+        self.frames += 1;
+    }
+}
+
+/// One frame's log-likelihood ratios, before cap and weight.
+struct FrameEvidence {
+    dog: f32,
+    cat: f32,
+    person: f32,
+    other: f32,
+    doubtful: bool,
+}
+
+impl FrameEvidence {
+    fn of(sighting: &Sighting, settings: &TrackSettings) -> Self {
+        let Sighting { detection, classification } = sighting;
+        let believed = detection.score >= settings.believe;
+        let Some(classification) = classification else {
+            // A detector's label alone may speak against opening, never for it.
+            let said = |class| {
+                if detection.class == class {
+                    detection.score.logit() - settings.believe.logit()
+                } else {
+                    -1.0
+                }
+            };
+            return Self {
+                dog: if detection.class == Class::Dog { 0.0 } else { -1.0 },
+                cat: said(Class::Cat),
+                person: said(Class::Person),
+                other: said(Class::Other),
+                doubtful: false,
+            };
+        };
+        let probs = &classification.probs;
+        let of = |class| probs.of(class).logit();
+        let rest = probs.of(Class::Other).get() + probs.of(Class::Nothing).get();
+        let contradicted = believed && probs.best() == Class::Dog && detection.class != Class::Dog;
+        let doubtful = contradicted || classification.rejected;
+        Self {
+            dog: if doubtful { of(Class::Dog).min(0.0) } else { of(Class::Dog) },
+            cat: of(Class::Cat),
+            person: of(Class::Person),
+            other: Score::clamped(rest).logit(),
+            doubtful,
+        }
+    }
+}
+
+/// How well a box continues a track, higher is nearer: its overlap, or, for something small and
+/// quick that no longer overlaps, how little its centre moved against its size (below 0).
+fn nearness(old: Rect, new: Rect, min_iou: f32) -> Option<f32> {
+    let iou = old.iou(new);
+    if iou >= min_iou {
+        return Some(iou);
+    }
+    let ((ox, oy), (nx, ny)) = (old.centre(), new.centre());
+    let size = old.width().max(old.height()).max(new.width()).max(new.height());
+    let moved = (ox - nx).hypot(oy - ny) / size;
+    (moved < 0.75).then_some(-moved)
+}
+
+/// Whether the middle or the foot of `rect` lies in the polygon; an empty polygon is everywhere.
+fn stands_in(rect: Rect, polygon: &[(f32, f32)]) -> bool {
+    polygon.is_empty() || contains(polygon, rect.centre()) || contains(polygon, rect.foot())
+}
+
+/// Even-odd rule: a point is inside when a ray from it crosses the outline an odd number of times.
+pub(crate) fn contains(polygon: &[(f32, f32)], (x, y): (f32, f32)) -> bool {
+    let mut inside = false;
+    let mut previous = polygon.len().saturating_sub(1);
+    for (current, &(cx, cy)) in polygon.iter().enumerate() {
+        let (px, py) = polygon[previous];
+        if (cy > y) != (py > y) && x < (px - cx) * (y - cy) / (py - cy) + cx {
+            inside = !inside;
+        }
+        previous = current;
+    }
+    inside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::PictureHealth;
+    use crate::sight::{ClassProbs, Classification, Detection};
+
+    fn sighting(class: Class, detector: Class) -> Sighting {
+        seen_at([0.3, 0.3, 0.6, 0.9], class, detector)
+    }
+
+    fn seen_at(rect: [f32; 4], class: Class, detector: Class) -> Sighting {
+        let masses = Class::ALL.map(|c| if c == class { 0.96 } else { 0.01 });
+        Sighting {
+            detection: Detection {
+                rect: rect.try_into().unwrap(),
+                class: detector,
+                label: detector.name().to_owned(),
+                score: Score::clamped(0.8),
+            },
+            classification: Some(Classification {
+                probs: ClassProbs::from_masses(masses).unwrap(),
+                rejected: false,
+            }),
+        }
+    }
+
+    fn frame(ms: u64, seen: Vec<Sighting>) -> Sightings {
+        Sightings {
+            captured_at: Uptime::from_millis(ms),
+            health: PictureHealth::Good,
+            motion: Score::ONE,
+            looked: true,
+            seen,
+        }
+    }
+
+    fn feed(frames: impl IntoIterator<Item = Sightings>) -> Tracker {
+        let mut tracker = Tracker::new(TrackSettings::default());
+        for frame in frames {
+            tracker.step(frame.captured_at, Some(&frame));
+        }
+        tracker
+    }
+
+    #[test]
+    fn thresholds_follow_from_the_error_budget() {
+        let budget = ErrorBudget { false_accept: 0.001, false_reject: 0.02 };
+        assert!((budget.accept() - 980f32.ln()).abs() < 1e-5);
+        assert!((budget.reject() - (0.02f32 / 0.999).ln()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn one_frame_never_decides_and_a_steady_dog_does_within_half_a_second() {
+        let accept = TrackSettings::default().budget.accept();
+        let dogs =
+            |n: u64| feed((0..n).map(|i| frame(100 * i, vec![sighting(Class::Dog, Class::Dog)])));
+        assert!(dogs(1).tracks()[0].dog < accept / 2.0);
+        assert!(dogs(3).tracks()[0].dog < accept);
+        let steady = dogs(5);
+        assert_eq!(steady.tracks().len(), 1);
+        assert!(steady.tracks()[0].dog >= accept);
+    }
+
+    #[test]
+    fn the_same_frame_twice_counts_once() {
+        let once = feed([frame(0, vec![sighting(Class::Dog, Class::Dog)])]);
+        let twice = feed([
+            frame(0, vec![sighting(Class::Dog, Class::Dog)]),
+            frame(0, vec![sighting(Class::Dog, Class::Dog)]),
+        ]);
+        assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn a_contradicted_dog_gathers_doubt_and_no_evidence() {
+        let tracker = feed((0..20).map(|i| frame(100 * i, vec![sighting(Class::Dog, Class::Cat)])));
+        let track = &tracker.tracks()[0];
+        assert!(track.dog <= 0.0);
+        assert!(track.doubt > 0.9);
+    }
+
+    #[test]
+    fn a_detectors_label_alone_is_never_evidence_for_a_dog() {
+        let mut alone = sighting(Class::Dog, Class::Dog);
+        alone.classification = None;
+        let tracker = feed((0..50).map(|i| frame(100 * i, vec![alone.clone()])));
+        assert!(tracker.tracks()[0].dog <= 0.0);
+    }
+
+    #[test]
+    fn a_class_change_stays_the_same_track() {
+        let first = frame(0, vec![sighting(Class::Dog, Class::Dog)]);
+        let before = feed([first.clone()]).tracks()[0].clone();
+        let after = feed([first, frame(100, vec![sighting(Class::Cat, Class::Cat)])]);
+        let [after] = after.tracks() else { panic!("not one track: {after:?}") };
+        assert_eq!(after.id, before.id);
+        assert!(after.dog < before.dog && after.cat > before.cat);
+    }
+
+    #[test]
+    fn two_animals_are_two_tracks_and_each_keeps_its_own() {
+        let pair = || {
+            vec![
+                seen_at([0.05, 0.4, 0.3, 0.9], Class::Cat, Class::Cat),
+                seen_at([0.5, 0.3, 0.95, 0.9], Class::Dog, Class::Dog),
+            ]
+        };
+        let tracker = feed((0..8).map(|i| frame(100 * i, pair())));
+        let kinds: Vec<Class> = tracker.tracks().iter().map(Track::best).collect();
+        assert_eq!(kinds, [Class::Cat, Class::Dog]);
+    }
+
+    #[test]
+    fn a_track_is_forgotten_and_sick_pictures_add_nothing() {
+        let mut tracker = feed([frame(0, vec![sighting(Class::Dog, Class::Dog)])]);
+        let mut sick = frame(100, vec![sighting(Class::Dog, Class::Dog)]);
+        sick.health = PictureHealth::Frozen;
+        let before = tracker.clone();
+        tracker.step(Uptime::from_millis(100), Some(&sick));
+        assert_eq!(tracker, before);
+        tracker.step(Uptime::from_millis(1_001), None);
+        assert!(tracker.tracks().is_empty());
+    }
+
+    #[test]
+    fn only_who_stands_in_the_polygon_is_in_the_approach() {
+        let left = [(0.0, 0.0), (0.4, 0.0), (0.4, 1.0), (0.0, 1.0)];
+        let rect = |r: [f32; 4]| Rect::try_from(r).unwrap();
+        assert!(stands_in(rect([0.1, 0.2, 0.3, 0.9]), &left));
+        assert!(!stands_in(rect([0.6, 0.2, 0.9, 0.9]), &left));
+        assert!(stands_in(rect([0.6, 0.2, 0.9, 0.9]), &[]));
+    }
+
+    #[test]
+    fn the_number_of_tracks_is_bounded() {
+        let crowd = (0..40)
+            .map(|i| {
+                let x = f32::from(i as u8) / 40.0;
+                seen_at([x, 0.1, x + 0.01, 0.11], Class::Other, Class::Other)
+            })
+            .collect();
+        assert_eq!(feed([frame(0, crowd)]).tracks().len(), MAX_TRACKS);
+    }
+}

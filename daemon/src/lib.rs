@@ -1,1 +1,1 @@
-
+//! The appliance: cameras, latch, journal, command line.

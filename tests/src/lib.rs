@@ -1,1 +1,1 @@
-
+//! The world around the door, simulated.
