@@ -254,12 +254,15 @@ impl Localiser {
         let width = heat.width * ENLARGED;
         let height = heat.height * ENLARGED;
         let mut fine = enlarge(&map, heat.width, heat.height);
-        let mut found = Vec::new();
+        let mut found: Vec<(Rect, f32)> = Vec::new();
+        let mut floor = thresholds.heat_floor;
         while found.len() < MAX_BOXES {
             let Some((seed, peak)) = highest(&fine) else { break };
-            if peak < thresholds.heat_floor {
+            if peak < floor {
                 break;
             }
+            // What is left around a part is its rim, not another animal.
+            floor = floor.max(peak * thresholds.heat_share);
             let part = flood(&mut fine, width, seed, peak * thresholds.heat_share);
             let rect = Rect::clipped(
                 part[0] as f32 / width as f32,

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::DimLike;
+use tract_onnx::tract_hir::infer::Factoid;
 
 /// Why a network cannot be loaded or run. The caller adds which model it was.
 #[derive(Debug, Error)]
