@@ -195,8 +195,7 @@ impl Localiser {
 
     fn prepare(&self, size: [usize; 2]) -> Result<Sized, VisionError> {
         let [width, height] = size;
-        let failed =
-            |source| VisionError::Network { model: self.manifest.name.clone(), source };
+        let failed = |source| VisionError::Network { model: self.manifest.name.clone(), source };
         let (Output::Softmax { name: logits, .. } | Output::Sigmoid { name: logits, .. }) =
             &self.manifest.output
         else {
@@ -345,8 +344,7 @@ mod tests {
     #[test]
     fn the_input_keeps_the_proportions_within_limits() {
         let size = |w: u32, h: u32| {
-            let frame =
-                Frame::from_rgb(vec![0; (w * h * 3) as usize], w, h, Uptime::ZERO).unwrap();
+            let frame = Frame::from_rgb(vec![0; (w * h * 3) as usize], w, h, Uptime::ZERO).unwrap();
             input_size(&frame, Rect::WHOLE)
         };
         assert_eq!(size(200, 200), [320, 320]);

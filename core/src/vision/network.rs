@@ -168,33 +168,23 @@ fn optimise(model: InferenceModel) -> TractResult<TypedModel> {
     model.into_optimized()
 }
 
-fn check_input(
-    model: &InferenceModel,
-    name: &str,
-    shape: [usize; 4],
-) -> Result<(), NetworkError> {
-    let wrong = |got: String| NetworkError::Input {
-        expected: format!("`{name}` of shape {shape:?}"),
-        got,
-    };
+fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<(), NetworkError> {
+    let wrong =
+        |got: String| NetworkError::Input { expected: format!("`{name}` of shape {shape:?}"), got };
     let [outlet] = model.inputs[..] else {
         return Err(wrong(format!("{} tensors", model.inputs.len())));
     };
     let found = &model.node(outlet.node).name;
     let fact = model.outlet_fact(outlet).map_err(|e| NetworkError::Prepare(e.into()))?;
     let kind = fact.datum_type.concretize();
-    let dims: Vec<Option<usize>> = fact
-        .shape
-        .dims()
-        .map(|d| d.concretize().and_then(|d| d.to_usize().ok()))
-        .collect();
+    let dims: Vec<Option<usize>> =
+        fact.shape.dims().map(|d| d.concretize().and_then(|d| d.to_usize().ok())).collect();
     let fits = dims.len() == 4
         && dims.iter().zip(shape).all(|(has, wants)| has.is_none_or(|has| has == wants));
     if found == name && fits && kind.is_none_or(|k| k == f32::datum_type()) {
         return Ok(());
     }
-    let dims: Vec<String> =
-        dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
+    let dims: Vec<String> = dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
     let kind = kind.map_or(String::new(), |k| format!(" of {k:?}"));
     Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
 }
