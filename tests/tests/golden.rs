@@ -358,5 +358,5 @@ fn the_heat_map_finds_single_pets() {
     eprintln!("heat map: IoU over 0.5 in {found} of {total} single pets");
     assert!(total >= 100, "{total}");
     // A box over the whole picture is right in 62 %.
-    assert!(share >= 0.75, "{share}");
+    assert!(share >= 0.7, "{share}");
 }

@@ -2,7 +2,10 @@
 //! of its last feature map what is there.
 //!
 //! The class map is the classifier's last linear layer applied to each cell before pooling (class
-//! activation mapping, Zhou et al. 2016, for networks with global average pooling).
+//! activation mapping, Zhou et al. 2016, for networks with global average pooling). It is not
+//! calibrated: the calibration is of whole pictures, and with it boxes came out worse.
+//!
+//! Animals that touch are one box. A detector tells them apart.
 
 use std::sync::Arc;
 
@@ -27,8 +30,6 @@ const CELLS: (usize, usize) = (4, 20);
 const KEPT: usize = 2;
 /// The map is enlarged this many times before its outline is taken.
 const ENLARGED: usize = 8;
-/// A dog and a cat whose boxes overlap less than this are two animals.
-const APART_IOU: f32 = 0.1;
 /// Most connected parts of one map.
 const MAX_BOXES: usize = 3;
 
@@ -50,8 +51,9 @@ impl HeatMap {
         &self.maps[class as usize]
     }
 
-    /// The kind of animal with most heat in `part`, given in fractions of the region.
-    fn prevalent(&self, part: Rect) -> Class {
+    /// The kind of animal with most heat in `part`, given in fractions of the region; each kind's
+    /// heat counts by its calibration's bias.
+    fn prevalent(&self, part: Rect, bias: [f32; 5]) -> Class {
         let inside = |i: usize| {
             let x = ((i % self.width) as f32 + 0.5) / self.width as f32;
             let y = ((i / self.width) as f32 + 0.5) / self.height as f32;
@@ -59,7 +61,8 @@ impl HeatMap {
         };
         let total = |class: Class| -> f32 {
             let cells = self.of(class).iter().enumerate();
-            cells.filter(|(i, _)| inside(*i)).map(|(_, p)| p).sum()
+            let heat: f32 = cells.filter(|(i, _)| inside(*i)).map(|(_, p)| p).sum();
+            heat * bias[class as usize].exp()
         };
         // On a tie the one that keeps the door shut.
         [Class::Dog, Class::Cat, Class::Other]
@@ -165,8 +168,7 @@ impl Localiser {
             for (value, plane) in cell.iter_mut().zip(logits.chunks_exact(cells)) {
                 *value = plane[i];
             }
-            let calibration = self.manifest.calibration.as_ref();
-            let (_, probs) = probabilities(&cell, &self.classes, exclusive, calibration)
+            let (_, probs) = probabilities(&cell, &self.classes, exclusive, None)
                 .ok_or_else(|| VisionError::NotFinite { model: name.clone() })?;
             for (map, p) in maps.iter_mut().zip(<[f32; 5]>::from(probs)) {
                 map.push(p);
@@ -209,50 +211,36 @@ impl Localiser {
         Ok(Sized { size, network, preparer: Preparer::new(input, width, height) })
     }
 
-    /// Boxes around the animals. What belongs to an animal is told best by the heat of all animals
-    /// together, since parts of a dog alone may look like any; but a dog and a cat whose own boxes
-    /// stand apart are two animals, however close they are.
+    /// Boxes around the animals, best first: the connected parts of the heat of all animals
+    /// together, since parts of a dog alone may look like any animal.
     fn animals(&self, heat: &HeatMap) -> Vec<Detection> {
-        let of = |class: Class| heat.of(class).to_vec();
-        let mut all = of(Class::Dog);
+        let mut all = heat.of(Class::Dog).to_vec();
         for class in [Class::Cat, Class::Other] {
             all.iter_mut().zip(heat.of(class)).for_each(|(sum, p)| *sum += p);
         }
-        let dogs = self.boxes(heat, of(Class::Dog));
-        let cats = self.boxes(heat, of(Class::Cat));
-        let mut animals = Vec::new();
-        for (rect, peak) in self.boxes(heat, all) {
-            let within = |b: &&(Rect, f32)| rect.overlap(b.0) > b.0.area() / 2.0;
-            let dog = dogs.iter().find(within);
-            let cat = cats.iter().find(within);
-            match (dog, cat) {
-                (Some(dog), Some(cat)) if dog.0.iou(cat.0) < APART_IOU => {
-                    animals.push((*dog, Class::Dog));
-                    animals.push((*cat, Class::Cat));
-                }
-                _ => animals.push(((rect, peak), heat.prevalent(rect))),
-            }
-        }
-        let mut detections: Vec<Detection> = animals
+        let calibration = self.manifest.calibration.as_ref();
+        let bias = calibration.map_or([0.0; 5], |c| c.bias.to_array());
+        self.boxes(heat, &all)
             .into_iter()
-            .map(|((rect, peak), class)| Detection {
-                rect: rect.within(heat.region),
-                class,
-                label: class.name().into(),
-                score: Score::clamped(peak),
+            .map(|(rect, peak)| {
+                let class = heat.prevalent(rect, bias);
+                Detection {
+                    rect: rect.within(heat.region),
+                    class,
+                    label: class.name().into(),
+                    score: Score::clamped(peak),
+                }
             })
-            .collect();
-        detections.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
-        detections
+            .collect()
     }
 
     /// Boxes, in fractions of the region, around the connected parts of `map` that reach the
     /// floor, with the peak of each; of a part, what has at least the manifest's share of its peak.
-    fn boxes(&self, heat: &HeatMap, map: Vec<f32>) -> Vec<(Rect, f32)> {
+    fn boxes(&self, heat: &HeatMap, map: &[f32]) -> Vec<(Rect, f32)> {
         let thresholds = &self.manifest.thresholds;
         let width = heat.width * ENLARGED;
         let height = heat.height * ENLARGED;
-        let mut fine = enlarge(&map, heat.width, heat.height);
+        let mut fine = enlarge(map, heat.width, heat.height);
         let mut found: Vec<(Rect, f32)> = Vec::new();
         let mut floor = thresholds.heat_floor;
         while found.len() < MAX_BOXES {
