@@ -18,13 +18,15 @@ use serde::Deserialize;
 /// 95th percentile and up to 0.28 for noise of two levels.
 const SCORE_TOLERANCE: f32 = 0.1;
 /// 95th percentile of the differences of scores over all matched detections.
-const P95_TOLERANCE: f32 = 0.03;
+const P95_TOLERANCE: f32 = 0.04;
 /// Boxes of the reference and ours overlap at least this much (IoU).
 const BOX_TOLERANCE: f32 = 0.9;
 /// Median difference of scores over all matched detections.
-const MEDIAN_TOLERANCE: f32 = 0.005;
-/// Probabilities may differ by this much from the reference.
-const PROBABILITY_TOLERANCE: f32 = 0.03;
+const MEDIAN_TOLERANCE: f32 = 0.01;
+/// A probability may differ by this much from the reference, for the same reason; their mean
+/// difference by much less.
+const PROBABILITY_TOLERANCE: f32 = 0.06;
+const MEAN_PROBABILITY_TOLERANCE: f32 = 0.01;
 /// Weights stored as f16 change a probability by no more than this.
 const HALF_TOLERANCE: f32 = 0.005;
 
@@ -229,12 +231,12 @@ fn pictures_decode_to_the_reference_s_pixels_or_nearly() {
 fn efficientnet_lite0_equals_the_reference() {
     let Some(shared) = shared() else { return };
     let mut classifier = Classifier::new(bare_classifier()).unwrap();
-    let mut worst = 0.0_f32;
+    let mut differences: Vec<f32> = Vec::new();
     for expected in reference(&shared).efficientnet_lite0 {
         let frame = picture(&shared, &expected.file);
         let answer = classifier.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap();
         let mut near = |what: &str, ours: f32, theirs: f32| {
-            worst = worst.max((ours - theirs).abs());
+            differences.push((ours - theirs).abs());
             assert!(
                 (ours - theirs).abs() <= PROBABILITY_TOLERANCE,
                 "{}: {what} {ours} is not {theirs}",
@@ -248,7 +250,10 @@ fn efficientnet_lite0_equals_the_reference() {
         }
         assert_eq!(answer.embedding.map(|e| e.len()), Some(1280));
     }
-    eprintln!("EfficientNet-Lite0: greatest difference of a probability {worst}");
+    let worst = differences.iter().copied().fold(0.0, f32::max);
+    let mean = differences.iter().sum::<f32>() / differences.len() as f32;
+    eprintln!("EfficientNet-Lite0: probabilities differ by {mean} in the mean, {worst} at most");
+    assert!(mean <= MEAN_PROBABILITY_TOLERANCE, "{mean}");
 }
 
 #[test]
