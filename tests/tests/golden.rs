@@ -1,6 +1,8 @@
 //! Real pictures through real networks, against results made independently with Pillow and
 //! onnxruntime (`../shared/models/reference_detections.json`; its note says how).
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +17,8 @@ use serde::Deserialize;
 /// Scores may differ by this much from the reference, where it is sure (0.5 and more). Not one of
 /// the 40 pictures decodes to the very pixels of the reference, whose JPEG decoder rounds and
 /// upsamples differently by a few levels; the reference's own probe shows shifts of 0.04 at the
-/// 95th percentile and up to 0.28 for noise of two levels.
+/// 95th percentile and up to 0.28 for noise of two levels. On the reference's own pixels (written
+/// as PNG by Pillow) the medians are 0.002, 0.002 and 0.003 and everything sure is matched.
 const SCORE_TOLERANCE: f32 = 0.1;
 /// 95th percentile of the differences of scores over all matched detections.
 const P95_TOLERANCE: f32 = 0.04;

@@ -1,5 +1,7 @@
 //! Small manifests and networks made by hand, for the tests of vision.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use prost::Message;
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,

@@ -1,5 +1,7 @@
 //! Models, perception as a whole, and what happens when either is broken.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use super::manifest::Resize;
 use super::network::Network;
 use super::testing::*;
