@@ -184,7 +184,11 @@ fn other_spellings_of_the_head_are_known_and_other_heads_refused() {
         .onnx(&["logits"]);
     let map = onnx::fully_convolutional(onnx::read(&mean).unwrap(), "logits").unwrap();
     let mut network = Network::load(&map, "images", [1, 3, 2, 2]).unwrap();
-    network.fill(|out| Ok::<_, NetworkError>(out.fill(1.0))).unwrap();
+    let ones = |out: &mut [f32]| {
+        out.fill(1.0);
+        Ok::<_, NetworkError>(())
+    };
+    network.fill(ones).unwrap();
     assert_eq!(network.run().unwrap().floats(0).unwrap()[..5], [9.5, 9.5, 9.5, 9.5, 11.5]);
 
     let max = Net::new(32)
