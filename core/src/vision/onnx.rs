@@ -200,7 +200,7 @@ fn head(
         _ => return Err(no()),
     };
     let weight = as_kernel(weight, rows_are_labels)?;
-    let bias = bias.map(|b| as_bias(b)).transpose()?;
+    let bias = bias.map(as_bias).transpose()?;
 
     let mut x = input(node, 0)?;
     loop {
