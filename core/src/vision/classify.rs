@@ -151,7 +151,7 @@ impl Classifier {
 /// together: the sigmoid of each; a class has its best label's, and "nothing" also has what is
 /// left when no class holds, the product of `1 - p`. Then each class's logarithm gets its bias,
 /// and the five are scaled to sum to 1. `None` if nothing finite comes of it.
-pub(super) fn probabilities(
+pub fn probabilities(
     logits: &[f32],
     classes: &[Class],
     exclusive: bool,

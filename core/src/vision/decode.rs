@@ -5,19 +5,21 @@
 
 use std::borrow::Cow;
 
+use thiserror::Error;
+
 use super::manifest::{Manifest, OpenSet, Output};
 use super::network::NetworkError;
 
 /// Most boxes considered in one picture, best first.
-pub(super) const MAX_CANDIDATES: usize = 1000;
+pub const MAX_CANDIDATES: usize = 1000;
 /// Most boxes reported in one picture.
-pub(super) const MAX_DETECTIONS: usize = 100;
+pub const MAX_DETECTIONS: usize = 100;
 /// Largest exponent of a box's side: beyond it a side is wider than any input.
 const MAX_EXPONENT: f32 = 10.0;
 
 /// A box that a network reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Found {
+pub struct Found {
     /// `[x0, y0, x1, y1]` in pixels of the input; may reach beyond it.
     pub bounds: [f32; 4],
     /// Index of the label.
@@ -27,15 +29,16 @@ pub(super) struct Found {
 }
 
 /// A label number that the manifest has no name for.
-#[derive(Debug, PartialEq)]
-pub(super) struct UnknownLabel(pub f32);
+#[derive(Debug, Clone, Copy, PartialEq, Error)]
+#[error("label {0} has no name in the manifest")]
+pub struct UnknownLabel(pub f32);
 
 /// The boxes in `outputs`, which are in the order of [`Output::names`] and of the shapes that
-/// [`locate`] checked; best first.
+/// docs/models.md describes; best first.
 ///
 /// # Errors
 /// If a set-prediction network reports a label that `manifest` does not name.
-pub(super) fn decode(
+pub fn decode(
     manifest: &Manifest,
     outputs: &[Cow<'_, [f32]>],
 ) -> Result<Vec<Found>, UnknownLabel> {
@@ -300,4 +303,130 @@ fn iou(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     let h = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
     let union = area(a) + area(b) - w * h;
     if union > 0.0 { w * h / union } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::vision::testing;
+
+    const SIZE: [usize; 2] = [16, 8];
+
+    fn near(found: &Found, bounds: [f32; 4], label: usize, score: f32) {
+        let off = found.bounds.iter().zip(bounds).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4, "{:?} is not {bounds:?}", found.bounds);
+        assert_eq!(found.label, label);
+        assert!((found.score - score).abs() < 1e-5, "{} is not {score}", found.score);
+    }
+
+    #[test]
+    fn yolox_boxes_are_exponentials_around_the_cell() {
+        // Two cells of stride 8 in a row; the second: x 0.5, y 0.25, width e^ln2, height e^0.
+        let mut rows = vec![0.0; 14];
+        rows[7..].copy_from_slice(&[0.5, 0.25, 2.0_f32.ln(), 0.0, 0.8, 0.1, 0.9]);
+        let found = yolox(&rows, &[8], SIZE, 2, 0.3);
+        assert_eq!(found.len(), 1);
+        near(&found[0], [4.0, -2.0, 20.0, 6.0], 1, 0.72);
+    }
+
+    #[test]
+    fn yolox_lists_one_box_under_every_label_above_the_floor() {
+        let mut rows = vec![0.0; 14];
+        rows[..7].copy_from_slice(&[0.0, 0.0, 0.0, 0.0, 1.0, 0.6, 0.5]);
+        assert_eq!(yolox(&rows, &[8], SIZE, 2, 0.3).len(), 2);
+        assert_eq!(yolox(&rows, &[8], SIZE, 2, 0.55).len(), 1);
+    }
+
+    #[test]
+    fn nanodet_sides_are_means_over_bins_from_the_corner_of_the_cell() {
+        // One label, two bins a side: equal logits mean half a stride, far apart 0 or 1.
+        let mut rows = vec![0.0; 18];
+        rows[9..].copy_from_slice(&[0.7, 0.0, 0.0, 50.0, 0.0, 0.0, 50.0, 0.0, 0.0]);
+        let found = nanodet_plus(&rows, &[8], SIZE, 1, 0.3);
+        assert_eq!(found.len(), 1);
+        near(&found[0], [4.0, 0.0, 16.0, 4.0], 0, 0.7);
+    }
+
+    #[test]
+    fn grids_that_do_not_divide_the_input_are_rounded_up() {
+        assert_eq!(cells(&[8, 16, 32, 64], [416, 416]).count(), 3598);
+        assert_eq!(cells(&[8, 16, 32], [416, 416]).count(), 3549);
+    }
+
+    #[test]
+    fn deim_takes_boxes_as_they_are_and_refuses_labels_without_a_name() {
+        let (numbers, scores) = ([1.0, 5.0], [0.9, 0.1]);
+        let boxes = [0.25, 0.5, 0.5, 1.0, 0.0, 0.0, 1.0, 1.0];
+        let found = deim(&numbers, &boxes, &scores, SIZE, 2, 0.3).unwrap();
+        assert_eq!(found.len(), 1);
+        near(&found[0], [4.0, 4.0, 8.0, 8.0], 1, 0.9);
+        assert_eq!(deim(&numbers, &boxes, &[0.9, 0.8], SIZE, 2, 0.3), Err(UnknownLabel(5.0)));
+        assert_eq!(deim(&[-1.0], &boxes, &[0.9], SIZE, 2, 0.3), Err(UnknownLabel(-1.0)));
+    }
+
+    #[test]
+    fn pawlatch_boxes_are_distances_from_the_middle_of_the_cell() {
+        // Planes of two cells: left, top, right, bottom, then the logits of two labels.
+        let map = [0.0, 1.0, 0.0, 0.25, 0.0, 0.5, 0.0, -3.0, -9.0, -9.0, -9.0, 2.0];
+        let found = pawlatch(&[Cow::Borrowed(&map)], &[8], SIZE, 2, 0.3);
+        assert_eq!(found.len(), 1);
+        near(&found[0], [4.0, 2.0, 16.0, 4.0], 1, 0.880_797);
+    }
+
+    #[test]
+    fn suppression_is_per_label_and_keeps_the_best() {
+        let at = |x: f32, label, score| Found { bounds: [x, 0.0, x + 10.0, 10.0], label, score };
+        // 10 wide, shifted by 2: IoU 8 / 12 = 0.667.
+        let found = [at(0.0, 0, 0.9), at(2.0, 0, 0.8), at(2.0, 1, 0.7), at(9.0, 0, 0.6)];
+        let kept = suppress(&found, 0.6);
+        assert_eq!(kept, [found[0], found[2], found[3]]);
+        assert_eq!(suppress(&found, 0.7).len(), 4);
+    }
+
+    #[test]
+    fn ties_keep_the_order_of_the_output_and_the_list_is_bounded() {
+        let one = |label| Found { bounds: [0.0; 4], label, score: 0.5 };
+        let mut found: Vec<Found> = (0..MAX_CANDIDATES + 7).map(one).collect();
+        best_first(&mut found);
+        assert_eq!(found.len(), MAX_CANDIDATES);
+        assert!(found.windows(2).all(|pair| pair[0].label < pair[1].label));
+    }
+
+    /// Any 32 bits, and numbers that networks really give.
+    fn value() -> impl Strategy<Value = f32> {
+        prop_oneof![any::<u32>().prop_map(f32::from_bits), -20.0_f32..20.0, 0.0_f32..1.0]
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics_and_never_leaves_the_frame(
+            family in 0..testing::FAMILIES.len(),
+            values in vec(value(), 0..900),
+            floor in 0.01_f32..0.9,
+        ) {
+            let mut manifest = testing::detector(testing::FAMILIES[family]);
+            manifest.thresholds.score_floor = floor;
+            let third = values.len() / 3;
+            let outputs: Vec<Cow<'_, [f32]>> = match manifest.output.names().len() {
+                1 => vec![Cow::Borrowed(&values)],
+                2 => vec![Cow::Borrowed(&values[..third]), Cow::Borrowed(&values[third..])],
+                _ => values.chunks(third.max(1)).take(3).map(Cow::Borrowed).collect(),
+            };
+            let Ok(found) = decode(&manifest, &outputs) else { return Ok(()) };
+            prop_assert!(found.len() <= MAX_DETECTIONS);
+            let placed = testing::placement(640, 480);
+            for found in found {
+                prop_assert!(found.label < manifest.labels.names.len());
+                prop_assert!(found.score > floor);
+                if let Some(rect) = placed.to_frame(found.bounds) {
+                    let r: [f32; 4] = rect.into();
+                    prop_assert!(r.iter().all(|v| (0.0..=1.0).contains(v)));
+                    prop_assert!(r[0] < r[2] && r[1] < r[3]);
+                }
+            }
+        }
+    }
 }

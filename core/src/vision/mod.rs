@@ -5,7 +5,7 @@
 //! does not open on them.
 
 mod classify;
-mod decode;
+pub mod decode;
 mod detect;
 pub mod fast;
 mod localise;
@@ -14,11 +14,15 @@ mod model;
 pub mod network;
 mod onnx;
 mod prepare;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use thiserror::Error;
 
-pub use classify::{Classifier, ClassifierOutput, Framing};
+pub use classify::{Classifier, ClassifierOutput, Framing, probabilities};
 pub use detect::Detector;
 pub use localise::{HeatMap, Localisation, Localiser};
 pub use manifest::{Manifest, ManifestError, Task};
