@@ -27,7 +27,9 @@ const CELLS: (usize, usize) = (4, 20);
 const KEPT: usize = 2;
 /// The map is enlarged this many times before its outline is taken.
 const ENLARGED: usize = 8;
-/// Most boxes of one class in one picture.
+/// A dog and a cat whose boxes overlap less than this are two animals.
+const APART_IOU: f32 = 0.1;
+/// Most connected parts of one map.
 const MAX_BOXES: usize = 3;
 
 /// For every cell of a grid over a part of a frame, the probability of each class.
@@ -48,9 +50,22 @@ impl HeatMap {
         &self.maps[class as usize]
     }
 
-    /// The cell of `class` with the highest probability.
-    fn peak(&self, class: Class) -> f32 {
-        self.of(class).iter().copied().fold(0.0, f32::max)
+    /// The kind of animal with most heat in `part`, given in fractions of the region.
+    fn prevalent(&self, part: Rect) -> Class {
+        let inside = |i: usize| {
+            let x = ((i % self.width) as f32 + 0.5) / self.width as f32;
+            let y = ((i / self.width) as f32 + 0.5) / self.height as f32;
+            (part.x0()..=part.x1()).contains(&x) && (part.y0()..=part.y1()).contains(&y)
+        };
+        let total = |class: Class| -> f32 {
+            let cells = self.of(class).iter().enumerate();
+            cells.filter(|(i, _)| inside(*i)).map(|(_, p)| p).sum()
+        };
+        // On a tie the one that keeps the door shut.
+        [Class::Dog, Class::Cat, Class::Other]
+            .into_iter()
+            .max_by(|a, b| total(*a).total_cmp(&total(*b)))
+            .unwrap_or(Class::Other)
     }
 }
 
@@ -116,11 +131,7 @@ impl Localiser {
         lap: &mut dyn FnMut(Stage),
     ) -> Result<Localisation, VisionError> {
         let heat = self.heat(frame, region, lap)?;
-        let mut detections: Vec<Detection> = [Class::Dog, Class::Cat, Class::Other]
-            .into_iter()
-            .flat_map(|class| self.boxes(&heat, class))
-            .collect();
-        detections.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        let detections = self.animals(&heat);
         lap(Stage::Detect);
         Ok(Localisation { heat, detections })
     }
@@ -199,15 +210,50 @@ impl Localiser {
         Ok(Sized { size, network, preparer: Preparer::new(input, width, height) })
     }
 
-    /// Boxes around the connected parts of `class`'s heat: those that reach the floor, and of
-    /// each what has at least the manifest's share of its own best cell.
-    fn boxes(&self, heat: &HeatMap, class: Class) -> Vec<Detection> {
-        let thresholds = &self.manifest.thresholds;
-        if heat.peak(class) < thresholds.heat_floor {
-            return Vec::new();
+    /// Boxes around the animals. What belongs to an animal is told best by the heat of all animals
+    /// together, since parts of a dog alone may look like any; but a dog and a cat whose own boxes
+    /// stand apart are two animals, however close they are.
+    fn animals(&self, heat: &HeatMap) -> Vec<Detection> {
+        let of = |class: Class| heat.of(class).to_vec();
+        let mut all = of(Class::Dog);
+        for class in [Class::Cat, Class::Other] {
+            all.iter_mut().zip(heat.of(class)).for_each(|(sum, p)| *sum += p);
         }
-        let (width, height) = (heat.width * ENLARGED, heat.height * ENLARGED);
-        let mut fine = enlarge(heat.of(class), heat.width, heat.height);
+        let dogs = self.boxes(heat, of(Class::Dog));
+        let cats = self.boxes(heat, of(Class::Cat));
+        let mut animals = Vec::new();
+        for (rect, peak) in self.boxes(heat, all) {
+            let within = |b: &&(Rect, f32)| rect.overlap(b.0) > b.0.area() / 2.0;
+            let dog = dogs.iter().find(within);
+            let cat = cats.iter().find(within);
+            match (dog, cat) {
+                (Some(dog), Some(cat)) if dog.0.iou(cat.0) < APART_IOU => {
+                    animals.push((*dog, Class::Dog));
+                    animals.push((*cat, Class::Cat));
+                }
+                _ => animals.push(((rect, peak), heat.prevalent(rect))),
+            }
+        }
+        let mut detections: Vec<Detection> = animals
+            .into_iter()
+            .map(|((rect, peak), class)| Detection {
+                rect: rect.within(heat.region),
+                class,
+                label: class.name().into(),
+                score: Score::clamped(peak),
+            })
+            .collect();
+        detections.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        detections
+    }
+
+    /// Boxes, in fractions of the region, around the connected parts of `map` that reach the
+    /// floor, with the peak of each; of a part, what has at least the manifest's share of its peak.
+    fn boxes(&self, heat: &HeatMap, map: Vec<f32>) -> Vec<(Rect, f32)> {
+        let thresholds = &self.manifest.thresholds;
+        let width = heat.width * ENLARGED;
+        let height = heat.height * ENLARGED;
+        let mut fine = enlarge(&map, heat.width, heat.height);
         let mut found = Vec::new();
         while found.len() < MAX_BOXES {
             let Some((seed, peak)) = highest(&fine) else { break };
@@ -221,12 +267,7 @@ impl Localiser {
                 part[2] as f32 / width as f32,
                 part[3] as f32 / height as f32,
             );
-            found.extend(rect.map(|rect| Detection {
-                rect: rect.within(heat.region),
-                class,
-                label: class.name().into(),
-                score: Score::clamped(peak),
-            }));
+            found.extend(rect.map(|rect| (rect, peak)));
         }
         found
     }
