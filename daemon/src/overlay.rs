@@ -130,7 +130,7 @@ impl Overlay {
             return;
         };
         let s = i64::from(scale);
-        for (row, line) in raster.raster().iter().enumerate() {
+        for (row, line) in raster.rows().enumerate() {
             for (column, cover) in line.iter().enumerate() {
                 let (px, py) = (x + column as i64 * s, y + row as i64 * s);
                 self.fill([px, py, px + s - 1, py + s - 1], ink, f32::from(*cover) / 255.0);
