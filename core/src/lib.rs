@@ -4,6 +4,7 @@
 
 pub mod door;
 pub mod event;
+pub mod eye;
 pub mod frame;
 pub mod gate;
 pub mod keeper;

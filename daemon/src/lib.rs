@@ -5,6 +5,7 @@ pub mod appliance;
 pub mod camera;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod intent;
 pub mod journal;
 pub mod latch;

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::from(commands::EXIT_FAILED),
         Ok(Outcome::Differs) => ExitCode::from(commands::EXIT_DIFFERS),
+        Ok(Outcome::Misused) => ExitCode::from(commands::EXIT_USAGE),
         // Whoever read our output has enough of it.
         Err(error) if commands::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

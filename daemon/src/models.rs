@@ -124,14 +124,12 @@ pub enum ModelsError {
     },
     /// There is no model that does what is asked.
     #[error(
-        "no {wanted} is in use; put one into {} and run `pawlatch model use NAME`",
-        root.display()
+        "no {wanted} is in use, and this needs one; put it into the models directory and run \
+         `pawlatch model use NAME`"
     )]
     Missing {
         /// What is needed.
         wanted: Task,
-        /// The models directory.
-        root: PathBuf,
     },
     /// More than one model could be meant.
     #[error(
@@ -146,13 +144,11 @@ pub enum ModelsError {
         /// The models directory.
         root: PathBuf,
     },
-    /// `active.toml` uses a model for what it does not do.
-    #[error("{} uses `{name}` as {wanted}, but it is a {is}; run `pawlatch model use {name}`",
-        path.display()
-    )]
+    /// A model is to be used for what it does not do.
+    #[error("`{name}` in {} is to be the {wanted}, but it is a {is}", root.display())]
     WrongTask {
-        /// `active.toml`.
-        path: PathBuf,
+        /// The models directory.
+        root: PathBuf,
         /// The model.
         name: String,
         /// What it is.
@@ -258,6 +254,14 @@ impl InUse {
     pub fn vision(&self) -> Result<Vision, ModelsError> {
         let load = |entry: &Option<Entry>| entry.as_ref().map(Entry::load).transpose();
         Vision::new(load(&self.classifier)?, load(&self.detector)?).map_err(ModelsError::Vision)
+    }
+
+    /// The classifier.
+    ///
+    /// # Errors
+    /// If none is in use.
+    pub fn required_classifier(&self) -> Result<&Entry, ModelsError> {
+        self.classifier.as_ref().ok_or(ModelsError::Missing { wanted: Task::Classifier })
     }
 
     /// The models in use, the classifier first.
@@ -398,13 +402,29 @@ impl ModelsDir {
         }
     }
 
-    /// As [`ModelsDir::in_use`], with a classifier.
+    /// The models called `classifier` and `detector`; for one that is not named, the one in use.
     ///
     /// # Errors
-    /// As there, and if none is in use.
-    pub fn classifier(&self) -> Result<Entry, ModelsError> {
-        let missing = || ModelsError::Missing { wanted: Task::Classifier, root: self.root.clone() };
-        self.in_use()?.classifier.ok_or_else(missing)
+    /// As [`ModelsDir::in_use`], or if there is no model of that name that does that.
+    pub fn chosen(
+        &self,
+        classifier: Option<&str>,
+        detector: Option<&str>,
+    ) -> Result<InUse, ModelsError> {
+        let by_name = |name: &str, wanted| self.named(Some(name.to_owned()), wanted);
+        match (classifier, detector) {
+            (None, None) => self.in_use(),
+            (Some(classifier), Some(detector)) => Ok(InUse {
+                classifier: by_name(classifier, Task::Classifier)?,
+                detector: by_name(detector, Task::Detector)?,
+            }),
+            (Some(classifier), None) => {
+                Ok(InUse { classifier: by_name(classifier, Task::Classifier)?, ..self.in_use()? })
+            }
+            (None, Some(detector)) => {
+                Ok(InUse { detector: by_name(detector, Task::Detector)?, ..self.in_use()? })
+            }
+        }
     }
 
     /// Verifies the model called `name` and writes `active.toml` so that it is used for what it
@@ -464,8 +484,8 @@ impl ModelsDir {
         if entry.manifest.task == wanted {
             return Ok(Some(entry));
         }
-        let path = self.root.join(ACTIVE_FILE);
-        Err(ModelsError::WrongTask { path, name, is: entry.manifest.task, wanted })
+        let root = self.root.clone();
+        Err(ModelsError::WrongTask { root, name, is: entry.manifest.task, wanted })
     }
 
     fn the_only_ones(&self) -> Result<InUse, ModelsError> {

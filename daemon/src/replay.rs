@@ -199,9 +199,10 @@ pub struct Tally {
 type Weight = (u8, f32, usize);
 
 impl Tally {
-    /// Adds one decision; `fresh` says whether a frame was new in it, so that a door without
-    /// pictures at the beginning or the end is not taken for the reason.
-    pub fn add(&mut self, decision: &Decision, fresh: bool) {
+    /// Adds one decision; gives whether it is the decisive one so far. `fresh` says whether a
+    /// frame was new in it, so that a door without pictures at the beginning or the end is not
+    /// taken for the reason.
+    pub fn add(&mut self, decision: &Decision, fresh: bool) -> bool {
         let mut kind = u8::from(fresh);
         for event in &decision.events {
             match event.what {
@@ -230,9 +231,11 @@ impl Tally {
             weight.0.cmp(&than.0).then(weight.1.total_cmp(&than.1)).then(weight.2.cmp(&than.2))
                 == std::cmp::Ordering::Greater
         };
-        if self.decisive.as_ref().is_none_or(|(than, _)| heavier(than)) {
+        let decisive = self.decisive.as_ref().is_none_or(|(than, _)| heavier(than));
+        if decisive {
             self.decisive = Some((weight, decision.clone()));
         }
+        decisive
     }
 
     /// The decision that tells most: the first opening, else the first refusal, else the first

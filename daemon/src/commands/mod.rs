@@ -3,9 +3,14 @@
 //! Standard output carries results only; everything else goes to standard error.
 
 mod bench;
+mod check;
+mod demo;
+mod door;
+mod events;
 mod models;
 mod perceive;
 mod pictures;
+mod replay;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -14,6 +19,7 @@ use anyhow::{Context as _, Error, Result};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use pawlatch::config::{Config, ConfigError, ModelSettings};
 use pawlatch::models::{InUse, ModelsDir};
 
 /// Exit code: something failed, and standard error says what.
@@ -60,12 +66,30 @@ struct Common {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Play visits through the whole system: no configuration, network or hardware needed.
+    Demo(demo::DemoArgs),
+    /// Run the door.
+    Run,
+    /// Drive the latch to locked and exit, whatever else is wrong.
+    ///
+    /// Needs no model and no camera. If the configuration cannot be used, the latch of the
+    /// default configuration is locked, and the exit code is 2.
+    Lock,
+    /// Check configuration, models and limits, without touching the latch.
+    ///
+    /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
+    Check,
     /// Say what pictures show.
     Classify(perceive::ClassifyArgs),
     /// Find the animals and persons in pictures.
     Detect(perceive::DetectArgs),
     /// Show where the classifier sees a class, as a heat map and boxes.
     Localize(perceive::LocalizeArgs),
+    /// Decide on recorded frames in virtual time, the same way every time.
+    Replay(replay::ReplayArgs),
+    /// List, show or export what the journal recorded.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
     /// List, verify or choose models.
     #[command(subcommand)]
     Model(models::ModelCommand),
@@ -81,12 +105,20 @@ pub enum Outcome {
     Failed,
     /// A replay decided otherwise than was recorded.
     Differs,
+    /// Done as far as it can be with a configuration that is wrong.
+    Misused,
 }
 
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<Outcome> {
     let common = &cli.common;
     match cli.command {
+        Command::Demo(args) => demo::run(&args, common),
+        Command::Run => door::run(common),
+        Command::Lock => door::lock(common),
+        Command::Check => check::run(common),
+        Command::Replay(args) => replay::run(&args, common),
+        Command::Events(command) => events::run(&command, common),
         Command::Classify(args) => perceive::classify(&args, common),
         Command::Detect(args) => perceive::detect(&args, common),
         Command::Localize(args) => perceive::localize(&args, common),
@@ -95,13 +127,16 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     }
 }
 
-/// Sends logs to standard error: what `PAWLATCH_LOG` says, otherwise what a person at a terminal
-/// needs to know.
+/// Sends logs to standard error: what `PAWLATCH_LOG` says; otherwise for `run` what the
+/// configuration says, and for all else warnings.
 pub fn log_to_stderr(cli: &Cli) {
     let usual = match cli.command {
-        _ => "warn,tract=error,tract_core=error,tract_onnx=error",
+        Command::Run => cli.common.config().map_or("info".to_owned(), |c| c.log_filter),
+        _ => "warn".to_owned(),
     };
-    let filter = std::env::var("PAWLATCH_LOG").unwrap_or_else(|_| usual.to_owned());
+    let filter = std::env::var("PAWLATCH_LOG").unwrap_or(usual);
+    // Other people's networks make tract warn; what is wrong with one is told by its error.
+    let filter = format!("{filter},tract_core=error,tract_onnx=error,tract_hir=error");
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(io::stderr)
@@ -126,7 +161,8 @@ pub fn chain(error: &Error) -> String {
 
 /// The exit code for an error that stopped a command.
 pub fn exit_code(error: &Error) -> u8 {
-    if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILED }
+    let usage = error.is::<Usage>() || error.is::<ConfigError>();
+    if usage { EXIT_USAGE } else { EXIT_FAILED }
 }
 
 /// Whether the reader of standard output went away.
@@ -143,12 +179,28 @@ pub fn is_broken_pipe(error: &Error) -> bool {
 struct Usage(String);
 
 impl Common {
+    fn config(&self) -> Result<Config> {
+        Ok(Config::load(self.config.as_deref())?)
+    }
+
     fn models(&self) -> Result<ModelsDir> {
-        Ok(ModelsDir::find(self.models_dir.as_deref(), None)?)
+        self.models_of(&self.config()?.models)
+    }
+
+    fn models_of(&self, settings: &ModelSettings) -> Result<ModelsDir> {
+        // The default is only one of the usual places, not the owner's word.
+        let usual = Config::default().models.dir;
+        let configured = (settings.dir != usual).then_some(settings.dir.as_path());
+        Ok(ModelsDir::find(self.models_dir.as_deref(), configured)?)
     }
 
     fn in_use(&self) -> Result<InUse> {
-        Ok(self.models()?.in_use()?)
+        self.in_use_of(&self.config()?.models)
+    }
+
+    fn in_use_of(&self, settings: &ModelSettings) -> Result<InUse> {
+        let (classifier, detector) = (settings.classifier.as_deref(), settings.detector.as_deref());
+        Ok(self.models_of(settings)?.chosen(classifier, detector)?)
     }
 }
 

@@ -197,7 +197,8 @@ struct Heat<'a> {
 
 /// `pawlatch classify`.
 pub fn classify(args: &ClassifyArgs, common: &Common) -> Result<Outcome> {
-    let entry = common.models()?.classifier()?;
+    let in_use = common.in_use()?;
+    let entry = in_use.required_classifier()?;
     let classes = entry.manifest.labels.class_of_each()?;
     let Manifest { name, labels, .. } = &entry.manifest;
     let mut classifier = Classifier::new(entry.load()?)?;
@@ -318,7 +319,8 @@ fn found(vision: &mut Vision, frame: &Frame, sighting: Sighting) -> Result<Found
 
 /// `pawlatch localize`.
 pub fn localize(args: &LocalizeArgs, common: &Common) -> Result<Outcome> {
-    let entry = common.models()?.classifier()?;
+    let in_use = common.in_use()?;
+    let entry = in_use.required_classifier()?;
     let name = entry.manifest.name.clone();
     let mut localiser = Localiser::new(&entry.load()?)?;
     let class = Class::from(args.class);

@@ -7,9 +7,11 @@ use clap::Args;
 use jiff::ZonedDateTime;
 use pawlatch_core::door::Decision;
 use pawlatch_core::eye::Eye;
+use pawlatch_core::vision::Localiser;
 
 use pawlatch::camera::{self, CameraSettings, Source};
 use pawlatch::journal::{Archive, Replayed};
+use pawlatch::models::InUse;
 use pawlatch::replay::{Moment, Player, Summary, Tally, in_words};
 use pawlatch::report::{Chapter, Story};
 
@@ -64,20 +66,14 @@ fn replay_source(args: &ReplayArgs, common: &Common) -> Result<Outcome> {
         return Err(Usage(format!("--fps {} should be 0.1 to 240", args.fps)).into());
     }
     let source: Source = args.source.parse()?;
-    let mut source = camera::open(&CameraSettings {
-        source: Some(source),
-        fps: args.fps,
-        repeat: false,
-    })?;
+    let mut source =
+        camera::open(&CameraSettings { source: Some(source), fps: args.fps, repeat: false })?;
     let config = common.config()?;
-    let in_use = common.in_use()?;
+    let in_use = common.in_use_of(&config.models)?;
     let eye = Eye::new(config.gate.clone(), in_use.vision()?);
     let mut player = Player::new(eye, &config, args.at.clone());
-    let mut chapter = args
-        .report
-        .as_ref()
-        .map(|_| Chapter::new(&args.source, in_use.classifier.as_ref(), &config))
-        .transpose()?;
+    let mut chapter =
+        args.report.as_ref().map(|_| Chapter::new(&args.source, &about(args), &config.door));
     let mut tally = Tally::default();
     let mut told_failure = false;
     player.play(source.as_mut(), &|_, _| None, &mut |moment: &Moment<'_>| -> Result<()> {
@@ -92,9 +88,11 @@ fn replay_source(args: &ReplayArgs, common: &Common) -> Result<Outcome> {
         tell(args, moment.decision)
     })?;
     let summary = tally.summary();
-    if let (Some(path), Some(chapter)) = (&args.report, chapter) {
-        let story = Story::new("Replay", &in_use, vec![chapter.finish(&tally)]);
-        write_report(path, &story)?;
+    if let (Some(path), Some(mut chapter)) = (&args.report, chapter) {
+        if let Some(mut localiser) = localiser(&in_use)? {
+            chapter.add_heat(&mut localiser)?;
+        }
+        write_report(path, &Story::new("Replay", &in_use, vec![chapter]))?;
     }
     conclude(args, &summary)?;
     Ok(if told_failure { Outcome::Failed } else { Outcome::Done })
@@ -117,11 +115,9 @@ fn replay_event(number: i64, args: &ReplayArgs, common: &Common) -> Result<Outco
     let replayed = Replayed::play(&text)
         .with_context(|| format!("cannot play the recording {}", path.display()))?;
     let mut tally = Tally::default();
-    let mut chapter = args
-        .report
-        .as_ref()
-        .map(|_| Chapter::new(&format!("Approach {number}"), None, &config))
-        .transpose()?;
+    let title = format!("Approach {number}");
+    let about = format!("Recorded from {}, decided again.", approach.began_wall);
+    let mut chapter = args.report.as_ref().map(|_| Chapter::new(&title, &about, &config.door));
     for (step, decision) in &replayed.steps {
         tally.add(decision, step.input.sightings.is_some());
         if let Some(chapter) = &mut chapter {
@@ -140,8 +136,7 @@ fn replay_event(number: i64, args: &ReplayArgs, common: &Common) -> Result<Outco
         for picture in &approach.pictures {
             chapter.add_stored(picture.at, &picture.path)?;
         }
-        let in_use = common.in_use().unwrap_or_default();
-        write_report(path, &Story::new("Replay", &in_use, vec![chapter.finish(&tally)]))?;
+        write_report(path, &Story::new("Replay", &InUse::default(), vec![chapter]))?;
     }
     conclude(args, &tally.summary())?;
     let steps = replayed.steps.len();
@@ -165,7 +160,10 @@ fn tell(args: &ReplayArgs, decision: &Decision) -> Result<()> {
     if args.json {
         return say_json(decision);
     }
-    decision.events.iter().try_for_each(|event| say(&format!("{:>10}  {event}", event.at.to_string())))
+    decision
+        .events
+        .iter()
+        .try_for_each(|event| say(&format!("{:>10}  {event}", event.at.to_string())))
 }
 
 fn conclude(args: &ReplayArgs, summary: &Summary) -> Result<()> {
@@ -174,6 +172,18 @@ fn conclude(args: &ReplayArgs, summary: &Summary) -> Result<()> {
     }
     say(in_words(summary.verdict))?;
     summary.reasons.iter().try_for_each(|reason| say(&format!("  {reason}")))
+}
+
+fn about(args: &ReplayArgs) -> String {
+    let at = args.at.as_ref().map_or(String::new(), |at| format!(", from {at} on"));
+    format!("Played in virtual time; a directory at {} pictures a second{at}.", args.fps)
+}
+
+/// The classifier in its fully convolutional form, for heat maps in reports. `None` if there is
+/// none or it has no such form.
+pub fn localiser(in_use: &InUse) -> Result<Option<Localiser>> {
+    let Some(entry) = &in_use.classifier else { return Ok(None) };
+    Ok(Localiser::new(&entry.load()?).ok())
 }
 
 /// Writes the report and says so on standard error.

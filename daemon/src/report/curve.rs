@@ -40,7 +40,7 @@ pub(super) fn curve(chapter: &Chapter) -> Markup {
         low: 1.6 * limits.reject,
         high: 1.6 * limits.accept,
     };
-    let seconds = (axes.end / 1_000.0).ceil() as u64;
+    let seconds = (axes.end / 1_000.0).ceil() as usize;
     let step = [1, 2, 5, 10, 20, 60, 300].into_iter().find(|s| seconds / s <= 8).unwrap_or(600);
     html! {
         svg .curve viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img"
@@ -50,7 +50,7 @@ pub(super) fn curve(chapter: &Chapter) -> Markup {
             rect .rejected x=(PLOT[0]) y=(axes.y(limits.reject)) width=(PLOT[2] - PLOT[0])
                 height=(PLOT[3] - axes.y(limits.reject)) {}
             @for second in (0..=seconds).step_by(step) {
-                @let x = axes.x(Uptime::from_millis(1_000 * second));
+                @let x = axes.x(Uptime::from_millis(1_000 * second as u64));
                 @if x <= PLOT[2] + 0.5 {
                     line .grid x1=(x) x2=(x) y1=(PLOT[1]) y2=(PLOT[3]) {}
                     text .tick x=(x) y=(HEIGHT - 6.0) text-anchor="middle" { (second) " s" }

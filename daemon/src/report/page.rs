@@ -138,7 +138,8 @@ fn proof_row(proof: &Proof) -> Markup {
             _ => format!("{v:.1}"),
         })
     };
-    let limit = proof.limit.map_or(String::new(), |_| format!("{relation} {}", number(proof.limit)));
+    let limit =
+        proof.limit.map_or(String::new(), |_| format!("{relation} {}", number(proof.limit)));
     html! {
         tr .missing[!proof.passed] {
             td { (name) @if let Some(words) = &proof.words { span .words { (words) } } }
@@ -246,8 +247,11 @@ const fn short(verdict: Verdict) -> &'static str {
 
 /// A padlock, open or shut.
 fn lock(verdict: Verdict) -> Markup {
-    let shackle =
-        if verdict == Verdict::LetIn { "M8 11V7a4 4 0 0 1 7.6-1.7" } else { "M8 11V7a4 4 0 0 1 8 0v4" };
+    let shackle = if verdict == Verdict::LetIn {
+        "M8 11V7a4 4 0 0 1 7.6-1.7"
+    } else {
+        "M8 11V7a4 4 0 0 1 8 0v4"
+    };
     html! {
         svg .lock viewBox="0 0 24 24" aria-hidden="true" {
             path d=(shackle) {}
