@@ -252,9 +252,8 @@ fn weights_stored_as_f16_change_nothing_that_matters() {
     let mut worst = 0.0_f32;
     for image in reference(&shared).images {
         let frame = picture(&shared, &image.file);
-        let mut classify = |c: &mut Classifier| {
-            c.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap()
-        };
+        let mut classify =
+            |c: &mut Classifier| c.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap();
         let (a, b) = (classify(&mut half), classify(&mut full));
         let off = a.label_probs().iter().zip(b.label_probs()).map(|(a, b)| (a - b).abs());
         worst = worst.max(off.fold(0.0, f32::max));
@@ -275,11 +274,8 @@ fn every_combination_of_networks_looks_at_a_dog() {
         Model::load(&manifest, &read(&onnx)).unwrap()
     };
     for (classifier, with_detector) in [(true, true), (true, false), (false, true)] {
-        let mut vision = Vision::new(
-            classifier.then(shipped_classifier),
-            with_detector.then(detector),
-        )
-        .unwrap();
+        let mut vision =
+            Vision::new(classifier.then(shipped_classifier), with_detector.then(detector)).unwrap();
         let seen = vision.look(&frame, Rect::WHOLE, &mut |_| {}).unwrap();
         let dog = &seen[0];
         assert_eq!(dog.detection.class, Class::Dog, "{seen:#?}");

@@ -127,7 +127,8 @@ impl Store {
     /// Writes `batch`, all of it or nothing.
     ///
     /// # Errors
-    /// If it cannot be written; nothing of it is then acknowledged, and it may be tried again.
+    /// If it cannot be written; nothing of it is then acknowledged, and it may be tried again. A
+    /// disk that fails while it commits may have kept it: it is then there twice, never lost.
     pub fn append(&mut self, batch: &[Stamped]) -> Result<(), JournalError> {
         let path = self.path.clone();
         let failed = |source| JournalError::Database { path: path.clone(), source };
@@ -154,7 +155,11 @@ impl Store {
         }
         transaction.commit().map_err(failed)?;
         self.approach = approach;
-        self.files.evict(&mut self.connection, &self.path)
+        // The batch is acknowledged whatever becomes of older files; the next one tries again.
+        if let Err(error) = self.files.evict(&mut self.connection, &self.path) {
+            tracing::warn!(%error, "old files cannot be evicted");
+        }
+        Ok(())
     }
 
     /// Writes down that entries are missing.

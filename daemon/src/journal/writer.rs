@@ -160,10 +160,14 @@ impl Writer {
         }
     }
 
-    /// Waits for entries, then takes as many as there are. Returns whether more can come.
+    /// Waits a while for entries, then takes as many as there are. Returns whether more can come.
     fn take(&mut self, messages: &Receiver<Message>) -> bool {
-        let Ok(first) = messages.recv() else { return false };
-        self.accept(first);
+        match messages.recv_timeout(RETRY) {
+            Ok(first) => self.accept(first),
+            // Nothing to do, unless there is a gap to be written down.
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
         while self.pending.len() < BATCH {
             match messages.try_recv() {
                 Ok(message) => self.accept(message),
