@@ -2,6 +2,7 @@
 //! as on the door, and a latch that behaves like one. The same pictures give the same decisions,
 //! byte for byte.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use jiff::ZonedDateTime;
@@ -198,6 +199,9 @@ pub struct Tally {
 /// then the number of missing proofs.
 type Weight = (u8, f32, usize);
 
+/// From this kind of moment on something happened.
+const HAPPENED: u8 = 2;
+
 impl Tally {
     /// Adds one decision; gives whether it is the decisive one so far. `fresh` says whether a
     /// frame was new in it, so that a door without pictures at the beginning or the end is not
@@ -208,28 +212,32 @@ impl Tally {
             match event.what {
                 What::Opened { .. } => {
                     self.opened += 1;
-                    kind = 4;
+                    kind = HAPPENED + 2;
                 }
                 What::Refused { .. } => {
                     self.kept_shut = true;
                     self.say(event.to_string());
-                    kind = kind.max(3);
+                    kind = kind.max(HAPPENED + 1);
                 }
                 What::FaultRaised { .. } | What::ScheduleLocked => {
                     self.overruled = true;
                     self.say(event.to_string());
-                    kind = kind.max(2);
+                    kind = kind.max(HAPPENED);
                 }
-                What::Relocking { why: Relock::Veto } => self.say(event.to_string()),
+                What::Relocking { why: Relock::Veto } => {
+                    self.say(format!("locked again: {}", lost(decision)));
+                }
                 What::ApproachBegan => self.followed = true,
                 _ => {}
             }
         }
         let evidence = value(decision, ProofKind::Evidence);
         let weight = (kind, evidence, decision.proofs.iter().filter(|p| !p.passed).count());
+        // Of what happened the first counts; of mere moments the one nearest to opening.
         let heavier = |than: &Weight| {
-            weight.0.cmp(&than.0).then(weight.1.total_cmp(&than.1)).then(weight.2.cmp(&than.2))
-                == std::cmp::Ordering::Greater
+            let nearer =
+                || weight.1.total_cmp(&than.1).then(weight.2.cmp(&than.2)) == Ordering::Greater;
+            weight.0 > than.0 || (weight.0 == than.0 && kind < HAPPENED && nearer())
         };
         let decisive = self.decisive.as_ref().is_none_or(|(than, _)| heavier(than));
         if decisive {
@@ -273,6 +281,14 @@ impl Tally {
             self.happened.push(words);
         }
     }
+}
+
+/// The proof for whose loss an open door locks.
+fn lost(decision: &Decision) -> &str {
+    use ProofKind::{Agreement, FreshFrame, NoCat, NoPerson};
+    let kept = [FreshFrame, NoCat, NoPerson, Agreement];
+    let lost = decision.proofs.iter().find(|p| !p.passed && kept.contains(&p.proof));
+    lost.and_then(|p| p.words.as_deref()).unwrap_or("a proof was lost")
 }
 
 fn opened_because(decision: &Decision) -> String {

@@ -64,9 +64,9 @@ struct Common {
     config: Option<PathBuf>,
 }
 
+// Commands without a line here are described at their options.
 #[derive(Subcommand)]
 enum Command {
-    /// Play visits through the whole system: no configuration, network or hardware needed.
     Demo(demo::DemoArgs),
     /// Run the door.
     Run,
@@ -79,13 +79,9 @@ enum Command {
     ///
     /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
     Check,
-    /// Say what pictures show.
     Classify(perceive::ClassifyArgs),
-    /// Find the animals and persons in pictures.
     Detect(perceive::DetectArgs),
-    /// Show where the classifier sees a class, as a heat map and boxes.
     Localize(perceive::LocalizeArgs),
-    /// Decide on recorded frames in virtual time, the same way every time.
     Replay(replay::ReplayArgs),
     /// List, show or export what the journal recorded.
     #[command(subcommand)]
@@ -93,7 +89,6 @@ enum Command {
     /// List, verify or choose models.
     #[command(subcommand)]
     Model(models::ModelCommand),
-    /// Measure how long a network takes.
     Bench(bench::BenchArgs),
 }
 
