@@ -92,12 +92,12 @@ pub fn visits() -> Vec<Visit> {
         },
         Visit {
             title: "The neighbour’s cat",
-            about: "It would like to come in too.",
+            about: "She looks right into the camera and would like to come in too.",
             actors: vec![cat(vec![
-                stand(1_000, 600.0, 330.0, 70.0),
-                stand(3_400, 360.0, 430.0, 190.0),
-                stand(6_500, 330.0, 445.0, 210.0),
-                stand(7_500, 700.0, 440.0, 200.0),
+                stand(1_000, -330.0, 495.0, 500.0),
+                stand(2_600, -20.0, 495.0, 500.0),
+                stand(6_000, 90.0, 497.0, 506.0),
+                stand(7_200, -330.0, 495.0, 500.0),
             ])],
             length_ms: 10_000,
             passes: None,
@@ -106,15 +106,15 @@ pub fn visits() -> Vec<Visit> {
             title: "The dog brings the cat along",
             about: "Opening for one would let in both.",
             actors: vec![
-                cat(vec![
-                    stand(800, 690.0, 420.0, 150.0),
-                    stand(2_400, 510.0, 440.0, 170.0),
-                    stand(7_000, 500.0, 446.0, 175.0),
-                ]),
                 dog(vec![
-                    stand(2_000, -60.0, 380.0, 200.0),
-                    stand(4_200, 190.0, 440.0, 280.0),
-                    stand(7_000, 200.0, 446.0, 285.0),
+                    stand(800, 700.0, 380.0, 150.0),
+                    stand(2_400, 500.0, 435.0, 240.0),
+                    stand(7_000, 470.0, 442.0, 255.0),
+                ]),
+                cat(vec![
+                    stand(1_000, -330.0, 495.0, 500.0),
+                    stand(2_200, -60.0, 495.0, 500.0),
+                    stand(7_000, 0.0, 495.0, 500.0),
                 ]),
             ],
             length_ms: 9_000,
