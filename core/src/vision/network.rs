@@ -10,7 +10,7 @@ use thiserror::Error;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::DimLike;
-use tract_onnx::tract_hir::infer::Factoid;
+use tract_onnx::tract_hir::infer::{DimFact, Factoid};
 
 /// Why a network cannot be loaded or run. The caller adds which model it was.
 #[derive(Debug, Error)]
@@ -187,4 +187,61 @@ fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<
     let dims: Vec<String> = dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
     let kind = kind.map_or(String::new(), |k| format!(" of {k:?}"));
     Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
+}
+
+/// A network by itself, for measuring: any inputs, as the file declares them.
+pub struct Bare {
+    plan: Arc<TypedRunnableModel>,
+    inputs: TVec<TValue>,
+}
+
+impl Bare {
+    /// Prepares the network in `onnx`. Sizes that the file leaves open are 1; inputs are filled
+    /// with a fixed pattern.
+    ///
+    /// # Errors
+    /// If it is not ONNX, does not say the type or number of axes of an input, or tract does not
+    /// know an operator.
+    pub fn open(onnx: &[u8]) -> Result<Self, NetworkError> {
+        let proto = super::onnx::read(onnx)?;
+        catch_unwind(AssertUnwindSafe(|| Self::prepare(&proto)))
+            .unwrap_or(Err(NetworkError::Broken))
+    }
+
+    fn prepare(proto: &ModelProto) -> Result<Self, NetworkError> {
+        let prepare = |e: TractError| NetworkError::Prepare(e.into());
+        let mut model = tract_onnx::onnx().model_for_proto_model(proto).map_err(prepare)?;
+        let mut inputs = tvec!();
+        for (index, outlet) in model.inputs.clone().into_iter().enumerate() {
+            let fact = model.outlet_fact(outlet).map_err(prepare)?;
+            let undeclared = || NetworkError::Input {
+                expected: "an input with a type and a number of axes".into(),
+                got: format!("{fact:?}"),
+            };
+            let kind = fact.datum_type.concretize().ok_or_else(undeclared)?;
+            if fact.shape.is_open() {
+                return Err(undeclared());
+            }
+            let size = |d: DimFact| d.concretize().and_then(|d| d.to_usize().ok()).unwrap_or(1);
+            let shape: Vec<usize> = fact.shape.dims().cloned().map(size).collect();
+            let count: usize = shape.iter().product();
+            let pattern: Vec<f32> = (0..count).map(|i| (i % 251) as f32 / 251.0).collect();
+            let tensor = Tensor::from_shape(&shape, &pattern)
+                .and_then(|t| t.cast_to_dt(kind).map(Cow::into_owned))
+                .map_err(prepare)?;
+            model.set_input_fact(index, InferenceFact::dt_shape(kind, shape)).map_err(prepare)?;
+            inputs.push(tensor.into_tvalue());
+        }
+        let plan = optimise(model).and_then(|m| m.into_runnable()).map_err(prepare)?;
+        Ok(Self { plan, inputs })
+    }
+
+    /// Runs it once; what it gives is thrown away.
+    ///
+    /// # Errors
+    /// If an operator fails.
+    pub fn run(&mut self) -> Result<(), NetworkError> {
+        let run = |e: TractError| NetworkError::Run(e.into());
+        self.plan.run(self.inputs.clone()).map(drop).map_err(run)
+    }
 }
