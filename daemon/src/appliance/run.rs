@@ -30,6 +30,9 @@ pub type LookError = Box<dyn std::error::Error + Send + Sync>;
 /// watchdog fed.
 const LATCH_ANSWERS: Duration = Duration::from_secs(2);
 
+/// How long the start waits for the journal to be opened; the latch is locked meanwhile.
+const JOURNAL_OPENS: Duration = Duration::from_secs(2);
+
 /// The parts of a live appliance.
 pub struct Live<F> {
     /// The latch; made first of all, so that it is locked before anything else can fail.
@@ -104,6 +107,8 @@ where
 {
     let Live { latch, keeper, source, look, journal, intent_path, requests, time_zone, clock } =
         live;
+    // Opening takes the journal a moment, which is no fault; one that cannot be opened is.
+    journal.flush(JOURNAL_OPENS);
     let mut appliance = Appliance::new(keeper, latch, journal);
     let started = Threads::start(source, look, clock);
     let outcome = started.and_then(|threads| {

@@ -1,12 +1,13 @@
 //! A door in virtual time: sightings by hand, a simulated latch, a recorder that can fail.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pawlatch::appliance::{self, Appliance, Sample, TICK};
 use pawlatch::config::Config;
 use pawlatch::journal::{Entry, Recorder};
-use pawlatch::latch::{Leased, SimulatedLatch};
+use pawlatch::latch::{Bolt, Latch, LatchError, Leased, SimulatedLatch};
 use pawlatch_core::door::{Decision, DesiredLatch, JournalHealth, Position, State};
 use pawlatch_core::event::What;
 use pawlatch_core::frame::PictureHealth;
@@ -53,9 +54,24 @@ impl Recorder for TestRecorder {
     }
 }
 
+/// A simulated latch that the test can reach while the appliance owns it.
+#[derive(Clone)]
+pub struct Reachable(pub Arc<Mutex<SimulatedLatch>>);
+
+impl Latch for Reachable {
+    fn drive(&mut self, now: Uptime, to: Bolt) -> Result<(), LatchError> {
+        self.0.lock().unwrap().drive(now, to)
+    }
+
+    fn observe(&mut self, now: Uptime) -> Result<Position, LatchError> {
+        self.0.lock().unwrap().observe(now)
+    }
+}
+
 /// An appliance in virtual time with everything it decided.
 pub struct World {
     pub appliance: Appliance<Leased, TestRecorder>,
+    pub latch: Reachable,
     pub now: Uptime,
     pub decisions: Vec<Decision>,
 }
@@ -71,12 +87,13 @@ impl World {
 
     /// A door that is starting.
     pub fn starting(config: &Config, health: JournalHealth) -> Self {
-        let latch = Box::new(SimulatedLatch::new(config.latch.simulated.clone()));
-        let latch = Leased::new(latch, config.latch.lease.clone());
+        let latch = SimulatedLatch::new(config.latch.simulated.clone());
+        let latch = Reachable(Arc::new(Mutex::new(latch)));
+        let leased = Leased::new(Box::new(latch.clone()), config.latch.lease.clone());
         let keeper = appliance::keeper(config, false, Uptime::ZERO);
         let recorder = TestRecorder { entries: Vec::new(), health };
-        let appliance = Appliance::new(keeper, latch, recorder);
-        Self { appliance, now: Uptime::ZERO, decisions: Vec::new() }
+        let appliance = Appliance::new(keeper, leased, recorder);
+        Self { appliance, latch, now: Uptime::ZERO, decisions: Vec::new() }
     }
 
     /// Ticks for `span`, with what `sample` gives at each time.
