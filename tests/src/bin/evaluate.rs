@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
 
-use pawlatch::models::Models;
+use pawlatch::models::ModelsDir;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, ClassProbs, Sighting};
 use pawlatch_core::units::{Rect, Uptime};
@@ -34,7 +34,7 @@ fn run() -> Result<(), Failure> {
         return Err(format!("the pictures are not there: {}", data.display()).into());
     }
     let models_dir = env::args_os().nth(1).map_or_else(|| root.join("models"), PathBuf::from);
-    let in_use = Models::find(Some(&models_dir), None)?.in_use()?;
+    let in_use = ModelsDir::find(Some(&models_dir), None)?.in_use()?;
     let mut classifier = Classifier::new(in_use.required_classifier()?.load()?)?;
     let mut vision = in_use.vision()?;
     let models: Vec<String> = in_use
