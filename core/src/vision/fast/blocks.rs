@@ -1,0 +1,76 @@
+//! Channels in blocks of sixteen: `[channels / 16][height][width][16]`.
+//!
+//! The layout between our operators. A pixel's sixteen channels fill one cache line and one vector
+//! register (or two, or four), so vectors run along channels: no picture is too narrow for them
+//! and no window or stride misaligns them. The last block's spare lanes hold finite rubbish that
+//! nobody reads as a channel.
+
+use super::conv::Channel;
+use super::geometry::blocks;
+use super::simd::LANES;
+
+/// Floats of `channels` channels of `pixels` pixels each.
+pub fn len(channels: usize, pixels: usize) -> usize {
+    blocks(channels) * pixels * LANES
+}
+
+/// Planes `[channels][pixels]` into blocks.
+///
+/// # Panics
+/// If `y` is not [`len`] long.
+pub fn from_planes(channels: usize, x: &[f32], y: &mut [f32]) {
+    let pixels = x.len() / channels;
+    assert_eq!(y.len(), len(channels, pixels));
+    for (block, y) in y.chunks_exact_mut(pixels * LANES).enumerate() {
+        let first = block * LANES;
+        let lanes = (channels - first).min(LANES);
+        for (pixel, y) in y.chunks_exact_mut(LANES).enumerate() {
+            for (lane, y) in y.iter_mut().enumerate() {
+                *y = if lane < lanes { x[(first + lane) * pixels + pixel] } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Blocks into planes `[channels][pixels]`.
+///
+/// # Panics
+/// If `x` is not [`len`] long.
+pub fn to_planes(channels: usize, x: &[f32], y: &mut [f32]) {
+    let pixels = y.len() / channels;
+    assert_eq!(x.len(), len(channels, pixels));
+    for (channel, y) in y.chunks_exact_mut(pixels).enumerate() {
+        let block = &x[channel / LANES * pixels * LANES..][..pixels * LANES];
+        for (y, x) in y.iter_mut().zip(block.chunks_exact(LANES)) {
+            *y = x[channel % LANES];
+        }
+    }
+}
+
+/// Blocks whose channel `i` is `channels[i]` of tensors of blocks, all of `pixels` pixels.
+///
+/// # Panics
+/// If `y` is not [`len`] long or a channel does not exist.
+pub fn gather(inputs: &[&[f32]], channels: &[Channel], pixels: usize, y: &mut [f32]) {
+    assert_eq!(y.len(), len(channels.len(), pixels));
+    let plane = |block: &[f32], index: usize| index / LANES * block.len().min(pixels * LANES);
+    for (y, wanted) in y.chunks_exact_mut(pixels * LANES).zip(channels.chunks(LANES)) {
+        let whole = wanted[0].channel % LANES == 0
+            && wanted.iter().enumerate().all(|(lane, c)| {
+                c.tensor == wanted[0].tensor && c.channel == wanted[0].channel + lane
+            });
+        if whole {
+            let x = inputs[wanted[0].tensor];
+            y.copy_from_slice(&x[plane(x, wanted[0].channel)..][..pixels * LANES]);
+            continue;
+        }
+        y.fill(0.0);
+        for (lane, c) in wanted.iter().enumerate() {
+            let x = inputs[c.tensor];
+            let x = &x[plane(x, c.channel) + c.channel % LANES..];
+            for (y, x) in y[lane..].iter_mut().step_by(LANES).zip(x.iter().step_by(LANES)) {
+                *y = *x;
+            }
+        }
+    }
+}
