@@ -195,10 +195,6 @@ impl Conv {
         &self.posts
     }
 
-    /// Whether its input is planar (NCHW).
-    pub fn is_planar(&self) -> bool {
-        self.source == Source::Planes
-    }
 
     /// Convolves `inputs` into `y`; `other` is the second input of a binary [`Post`].
     ///

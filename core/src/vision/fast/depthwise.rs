@@ -48,9 +48,14 @@ impl Depthwise {
     }
 
     /// A max pooling; its padding never wins.
-    pub fn max_pooling(geometry: Geometry) -> Self {
+    pub fn max_pooling(geometry: Geometry, posts: Vec<Post>) -> Self {
         let bias = vec![Line([f32::NEG_INFINITY; LANES]); blocks(geometry.cin)];
-        Self { geometry, posts: Vec::new(), weights: Vec::new(), bias }
+        Self { geometry, posts, weights: Vec::new(), bias }
+    }
+
+    /// The steps done on its output.
+    pub fn posts(&self) -> &[Post] {
+        &self.posts
     }
 
     /// The shape it was built for.

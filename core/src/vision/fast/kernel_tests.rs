@@ -239,7 +239,7 @@ fn max_pooling_of_any_geometry_equals_the_loop() {
                 continue;
             }
             done += 1;
-            let op = Depthwise::max_pooling(case.geometry.clone());
+            let op = Depthwise::max_pooling(case.geometry.clone(), vec![]);
             let x = blocked(case.geometry.cin, &case.x);
             let mut y = vec![f32::NAN; case.geometry.output_len()];
             op.run(isa, &x, None, &mut y);

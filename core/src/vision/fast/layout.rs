@@ -1,0 +1,394 @@
+//! The whole network from planes (NCHW) into [blocks](super::blocks) of channels.
+//!
+//! One pass from inputs to outputs. Each value is held in planes, in blocks or both, and is
+//! converted only where an operator asks for the form that is missing. A value in blocks is an
+//! array of channels, each of them a lane of some tensor; concatenating, splitting, reshaping and
+//! moving axes of channels only rearranges that array. A 1x1 convolution reads its channels from
+//! wherever they are; whoever needs them in order gets them gathered, once.
+
+use std::collections::HashMap;
+
+use ndarray::{Array1, ArrayD, Axis, IxDyn};
+use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::ops::array::{Slice, TypedConcat};
+use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::change_axes::AxisOp;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::nn::resize::{NearestUpsample, Resize};
+use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
+use tract_onnx::tract_core::ops::source::TypedSource;
+
+use super::conv::{Channel, Conv};
+use super::depthwise::Depthwise;
+use super::geometry::{Geometry, blocks};
+use super::map;
+use super::ops::{Fast, FromPlanes, Gather, ToPlanes};
+use super::rules::post_of;
+use super::simd::{Isa, LANES};
+use super::window::{Reduction, Window};
+
+/// `model` with every window and what lies between windows in blocks.
+///
+/// # Errors
+/// If tract refuses a node it had accepted before.
+pub fn into_blocks(isa: Isa, model: &TypedModel) -> TractResult<TypedModel> {
+    let mut target = TypedModel { symbols: model.symbols.clone(), ..TypedModel::default() };
+    target.properties.clone_from(&model.properties);
+    let mut layout = Layout { isa, model, target, values: HashMap::new() };
+    for id in model.eval_order()? {
+        let node = model.node(id);
+        layout.node(node).with_context(|| format!("laying out {node}"))?;
+    }
+    let inputs: TVec<_> =
+        model.input_outlets()?.iter().map(|i| layout.planes(*i)).collect::<TractResult<_>>()?;
+    let outputs: TVec<_> =
+        model.output_outlets()?.iter().map(|o| layout.planes(*o)).collect::<TractResult<_>>()?;
+    let mut target = layout.target;
+    for (old, new) in model.output_outlets()?.iter().zip(&outputs) {
+        if let Some(label) = model.outlet_label(*old) {
+            target.set_outlet_label(*new, label.to_string())?;
+        }
+    }
+    target.set_input_outlets(&inputs)?;
+    target.select_output_outlets(&outputs)?;
+    Ok(target)
+}
+
+struct Layout<'a> {
+    isa: Isa,
+    /// The network in planes.
+    model: &'a TypedModel,
+    /// The network being built.
+    target: TypedModel,
+    /// What has become of each outlet of `model`.
+    values: HashMap<OutletId, Value>,
+}
+
+/// An outlet of the old network in the new one: in planes, in blocks, or both.
+#[derive(Clone, Default)]
+struct Value {
+    planes: Option<OutletId>,
+    blocks: Option<Channels>,
+}
+
+/// `[1, ..., height, width]`, the axes between being an array of channels in blocks.
+#[derive(Clone)]
+struct Channels {
+    /// Outlet of a tensor of blocks in the new network, and which of its channels.
+    lanes: ArrayD<(OutletId, usize)>,
+    size: [usize; 2],
+}
+
+impl Channels {
+    /// All channels of one tensor of blocks.
+    fn of(outlet: OutletId, channels: usize, size: [usize; 2]) -> Self {
+        let lanes: Array1<_> = (0..channels).map(|c| (outlet, c)).collect();
+        Self { lanes: lanes.into_dyn(), size }
+    }
+
+    /// The tensor of which these are all channels in order, if there is one.
+    fn whole(&self, target: &TypedModel) -> Option<OutletId> {
+        let (first, _) = *self.lanes.iter().next()?;
+        let in_order = self.lanes.iter().enumerate().all(|(i, lane)| *lane == (first, i));
+        let all = target.outlet_fact(first).ok()?.shape.as_concrete()?[1] == blocks(self.lanes.len());
+        (in_order && all).then_some(first)
+    }
+
+    /// The distinct tensors, in order of appearance, and each channel's place in them.
+    fn tensors(&self) -> (Vec<OutletId>, Vec<Channel>) {
+        let mut tensors: Vec<OutletId> = Vec::new();
+        let channels = self.lanes.iter().map(|&(outlet, channel)| {
+            let known = tensors.iter().position(|t| *t == outlet);
+            let tensor = known.unwrap_or_else(|| {
+                tensors.push(outlet);
+                tensors.len() - 1
+            });
+            Channel { tensor, channel }
+        });
+        let channels = channels.collect();
+        (tensors, channels)
+    }
+}
+
+impl Layout<'_> {
+    fn node(&mut self, node: &TypedNode) -> TractResult<()> {
+        let done = if let Some(window) = node.op_as::<Window>() {
+            Some(self.window(node, window)?)
+        } else if let Some(axis) = node.op_as::<AxisOp>() {
+            self.axis(node, axis)
+        } else if let Some(slice) = node.op_as::<Slice>() {
+            self.slice(node, slice)
+        } else if let Some(concat) = node.op_as::<TypedConcat>() {
+            self.concat(node, concat)?
+        } else if node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>() {
+            self.map(node)?
+        } else if node.op_is::<Resize>() || node.op_is::<NearestUpsample>() {
+            self.resize(node)?
+        } else if let Some(reduce) = node.op_as::<Reduce>() {
+            self.reduce(node, reduce)?
+        } else {
+            None
+        };
+        match done {
+            Some(value) => {
+                self.values.insert(node.id.into(), value);
+                Ok(())
+            }
+            None => self.unchanged(node),
+        }
+    }
+
+    /// Anything else stays as it is, in planes.
+    fn unchanged(&mut self, node: &TypedNode) -> TractResult<()> {
+        let inputs: TVec<OutletId> =
+            node.inputs.iter().map(|i| self.planes(*i)).collect::<TractResult<_>>()?;
+        let outlets = if node.op_is::<TypedSource>() {
+            tvec!(self.target.add_source(&node.name, node.outputs[0].fact.clone())?)
+        } else {
+            self.target.wire_node(&node.name, node.op.clone(), &inputs)?
+        };
+        for (slot, outlet) in outlets.into_iter().enumerate() {
+            let value = Value { planes: Some(outlet), blocks: None };
+            self.values.insert(OutletId::new(node.id, slot), value);
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, node: &TypedNode, window: &Window) -> TractResult<Value> {
+        let (g, posts) = (window.geometry.clone(), window.posts.clone());
+        let mut inputs = vec![];
+        let kernel = match &window.reduction {
+            Reduction::Max => {
+                inputs.push(self.blocks(node.inputs[0])?);
+                Fast::new(self.isa, Depthwise::max_pooling(g.clone(), posts), &shape(&g))
+            }
+            Reduction::Weigh { weights, bias } if g.is_depthwise() => {
+                inputs.push(self.blocks(node.inputs[0])?);
+                let op = Depthwise::convolution(g.clone(), weights, bias, posts);
+                Fast::new(self.isa, op, &shape(&g))
+            }
+            Reduction::Weigh { weights, bias } => {
+                let value = self.value(node.inputs[0])?;
+                let op = match value.blocks {
+                    Some(channels) if g.is_pointwise() => {
+                        let (tensors, channels) = channels.tensors();
+                        inputs.extend(tensors);
+                        Conv::pointwise(self.isa, g.clone(), &channels, weights, bias, posts)
+                    }
+                    Some(_) => {
+                        inputs.push(self.blocks(node.inputs[0])?);
+                        Conv::windowed(self.isa, g.clone(), false, weights, bias, posts)
+                    }
+                    None => {
+                        inputs.push(self.planes(node.inputs[0])?);
+                        Conv::windowed(self.isa, g.clone(), true, weights, bias, posts)
+                    }
+                };
+                Fast::new(self.isa, op, &shape(&g))
+            }
+        };
+        if let Some(operand) = node.inputs.get(1) {
+            inputs.push(self.blocks(*operand)?);
+        }
+        self.wire(&node.name, kernel, &inputs, g.cout, g.output)
+    }
+
+    /// Reshaping and moving axes of channels costs nothing.
+    fn axis(&mut self, node: &TypedNode, op: &AxisOp) -> Option<Value> {
+        let Channels { lanes, size } = self.values.get(&node.inputs[0])?.blocks.clone()?;
+        let rank = lanes.ndim();
+        let lanes = match op {
+            AxisOp::Add(axis) if (1..=rank + 1).contains(axis) => {
+                lanes.insert_axis(Axis(axis - 1))
+            }
+            AxisOp::Rm(axis) if (1..=rank).contains(axis) && rank > 1 => {
+                lanes.index_axis_move(Axis(axis - 1), 0)
+            }
+            AxisOp::Move(from, to)
+                if (1..=rank).contains(from) && (1..=rank).contains(to) =>
+            {
+                let mut order: Vec<usize> = (0..rank).collect();
+                let axis = order.remove(from - 1);
+                order.insert(to - 1, axis);
+                lanes.permuted_axes(order)
+            }
+            AxisOp::Reshape(at, from, to) if *at >= 1 && at - 1 + from.len() <= rank => {
+                let to: Vec<usize> =
+                    to.iter().map(TDim::to_usize).collect::<Result<_, _>>().ok()?;
+                let mut dims = lanes.shape().to_vec();
+                dims.splice(at - 1..at - 1 + from.len(), to);
+                ArrayD::from_shape_vec(IxDyn(&dims), lanes.iter().copied().collect()).ok()?
+            }
+            _ => return None,
+        };
+        Some(Value { planes: None, blocks: Some(Channels { lanes, size }) })
+    }
+
+    fn slice(&mut self, node: &TypedNode, op: &Slice) -> Option<Value> {
+        let Channels { lanes, size } = self.values.get(&node.inputs[0])?.blocks.clone()?;
+        let axis = op.axis.checked_sub(1).filter(|a| *a < lanes.ndim())?;
+        let (start, end) = (op.start.to_usize().ok()?, op.end.to_usize().ok()?);
+        let lanes = lanes.slice_axis(Axis(axis), (start..end).into()).to_owned();
+        Some(Value { planes: None, blocks: Some(Channels { lanes, size }) })
+    }
+
+    /// Of channels: free, if at least one part is in blocks already.
+    fn concat(&mut self, node: &TypedNode, op: &TypedConcat) -> TractResult<Option<Value>> {
+        let in_blocks = |i: &OutletId| self.values.get(i).is_some_and(|v| v.blocks.is_some());
+        let pictures = node.inputs.iter().all(|i| self.is_picture(*i));
+        if op.axis != 1 || !pictures || !node.inputs.iter().any(in_blocks) {
+            return Ok(None);
+        }
+        let mut lanes = Vec::new();
+        let mut size = [0, 0];
+        for input in &node.inputs {
+            let channels = self.channels(*input)?;
+            size = channels.size;
+            lanes.extend(channels.lanes.iter().copied());
+        }
+        let lanes = Array1::from_vec(lanes).into_dyn();
+        Ok(Some(Value { planes: None, blocks: Some(Channels { lanes, size }) }))
+    }
+
+    /// Element-wise steps on a picture that is in blocks.
+    fn map(&mut self, node: &TypedNode) -> TractResult<Option<Value>> {
+        let in_blocks = |i: &&OutletId| self.values.get(i).is_some_and(|v| v.blocks.is_some());
+        let Some(&x) = node.inputs.iter().find(in_blocks) else { return Ok(None) };
+        let Some((post, operand)) = post_of(self.model, node, x) else { return Ok(None) };
+        if !self.is_picture(x) {
+            return Ok(None);
+        }
+        let mut inputs = vec![self.blocks(x)?];
+        if let Some(operand) = operand {
+            inputs.push(self.blocks(operand)?);
+        }
+        let (channels, size) = picture(&node.outputs[0].fact)?;
+        let op = Fast::new(self.isa, map::Map(vec![post]), &block_shape(channels, size));
+        self.wire(&node.name, op, &inputs, channels, size).map(Some)
+    }
+
+    fn resize(&mut self, node: &TypedNode) -> TractResult<Option<Value>> {
+        let x = node.inputs[0];
+        let is_blocked = self.values.get(&x).is_some_and(|v| v.blocks.is_some());
+        let Some(resize) = super::resize::recognise(self.model, node) else { return Ok(None) };
+        if !is_blocked || !self.is_picture(x) {
+            return Ok(None);
+        }
+        let (channels, size) = picture(&node.outputs[0].fact)?;
+        let input = self.blocks(x)?;
+        let op = Fast::new(self.isa, resize, &block_shape(channels, size));
+        self.wire(&node.name, op, &[input], channels, size).map(Some)
+    }
+
+    /// The sum over a whole picture.
+    fn reduce(&mut self, node: &TypedNode, op: &Reduce) -> TractResult<Option<Value>> {
+        let x = node.inputs[0];
+        let is_blocked = self.values.get(&x).is_some_and(|v| v.blocks.is_some());
+        if op.reducer != Reducer::Sum || *op.axes != [2, 3] || !is_blocked || !self.is_picture(x) {
+            return Ok(None);
+        }
+        let (channels, [height, width]) = picture(self.model.outlet_fact(x)?)?;
+        let input = self.blocks(x)?;
+        let sum = map::GlobalSum { channels, pixels: height * width };
+        let op = Fast::new(self.isa, sum, &[1, channels, 1, 1]);
+        let outlet = self.target.wire_node(&node.name, op, &[input])?[0];
+        Ok(Some(Value { planes: Some(outlet), blocks: None }))
+    }
+
+    /// Wires a kernel whose output is a whole tensor of blocks.
+    fn wire(
+        &mut self,
+        name: &str,
+        op: Fast,
+        inputs: &[OutletId],
+        channels: usize,
+        size: [usize; 2],
+    ) -> TractResult<Value> {
+        let outlet = self.target.wire_node(name, op, inputs)?[0];
+        Ok(Value { planes: None, blocks: Some(Channels::of(outlet, channels, size)) })
+    }
+
+    fn value(&self, outlet: OutletId) -> TractResult<Value> {
+        self.values.get(&outlet).cloned().with_context(|| format!("{outlet:?} comes too late"))
+    }
+
+    /// Whether `outlet` is one `f32` picture of fixed size in NCHW.
+    fn is_picture(&self, outlet: OutletId) -> bool {
+        self.model.outlet_fact(outlet).is_ok_and(|f| picture(f).is_ok())
+    }
+
+    /// `outlet` in planes.
+    fn planes(&mut self, outlet: OutletId) -> TractResult<OutletId> {
+        let value = self.value(outlet)?;
+        if let Some(planes) = value.planes {
+            return Ok(planes);
+        }
+        let input = self.blocks(outlet)?;
+        let fact = self.model.outlet_fact(outlet)?;
+        let shape = fact.shape.as_concrete().context("a size is not fixed")?;
+        let channels = shape[1..shape.len() - 2].iter().product();
+        let op = Fast::new(self.isa, ToPlanes { channels }, shape);
+        let planes = self.target.wire_node(self.name(outlet, "planes"), op, &[input])?[0];
+        self.values.entry(outlet).or_default().planes = Some(planes);
+        Ok(planes)
+    }
+
+    /// `outlet` as channels in blocks, wherever they lie.
+    fn channels(&mut self, outlet: OutletId) -> TractResult<Channels> {
+        let value = self.value(outlet)?;
+        if let Some(channels) = value.blocks {
+            return Ok(channels);
+        }
+        let (channels, size) = picture(self.model.outlet_fact(outlet)?)?;
+        let input = self.planes(outlet)?;
+        let op = Fast::new(self.isa, FromPlanes { channels }, &block_shape(channels, size));
+        let name = self.name(outlet, "blocks");
+        let blocks = self.wire(&name, op, &[input], channels, size)?.blocks;
+        let blocks = blocks.context("a kernel gives blocks")?;
+        self.values.entry(outlet).or_default().blocks = Some(blocks.clone());
+        Ok(blocks)
+    }
+
+    /// `outlet` as one tensor of blocks, its channels in order.
+    fn blocks(&mut self, outlet: OutletId) -> TractResult<OutletId> {
+        let channels = self.channels(outlet)?;
+        if let Some(tensor) = channels.whole(&self.target) {
+            return Ok(tensor);
+        }
+        let (tensors, list) = channels.tensors();
+        let (count, size) = (list.len(), channels.size);
+        let gather = Gather { channels: list, pixels: size[0] * size[1] };
+        let op = Fast::new(self.isa, gather, &block_shape(count, size));
+        let tensor = self.target.wire_node(self.name(outlet, "gather"), op, &tensors)?[0];
+        let mut gathered = Channels::of(tensor, count, size);
+        gathered.lanes = gathered.lanes.into_shape_with_order(channels.lanes.raw_dim())?;
+        self.values.entry(outlet).or_default().blocks = Some(gathered);
+        Ok(tensor)
+    }
+
+    /// A name for the conversion of `outlet` to another `form`.
+    fn name(&self, outlet: OutletId, form: &str) -> String {
+        format!("{}.{}.{form}", self.model.node(outlet.node).name, outlet.slot)
+    }
+}
+
+/// Channels and `[height, width]` of one `f32` picture of fixed size in NCHW.
+fn picture(fact: &TypedFact) -> TractResult<(usize, [usize; 2])> {
+    match fact.shape.as_concrete() {
+        Some(&[1, channels, height, width])
+            if fact.datum_type == f32::datum_type() && fact.konst.is_none() =>
+        {
+            Ok((channels, [height, width]))
+        }
+        _ => bail!("{fact:?} is not one picture"),
+    }
+}
+
+/// The shape of a tensor of blocks.
+fn block_shape(channels: usize, [height, width]: [usize; 2]) -> [usize; 5] {
+    [1, blocks(channels), height, width, LANES]
+}
+
+fn shape(g: &Geometry) -> [usize; 5] {
+    block_shape(g.cout, g.output)
+}
