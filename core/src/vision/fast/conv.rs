@@ -195,7 +195,6 @@ impl Conv {
         &self.posts
     }
 
-
     /// Convolves `inputs` into `y`; `other` is the second input of a binary [`Post`].
     ///
     /// # Panics
@@ -263,8 +262,7 @@ impl Conv {
             let places: Vec<Vec<*const f32>> =
                 self.taps.iter().map(|taps| taps.iter().map(place).collect()).collect();
             let first = rows.start * g.output[1];
-            let rows =
-                Rows { count: rows.len(), length: g.output[1], pitch: copy.width, first: 0 };
+            let rows = Rows { count: rows.len(), length: g.output[1], pitch: copy.width, first: 0 };
             let panels = 0..self.panels.len();
             // SAFETY: every tap was checked for the band's last pixel; bands write different rows.
             unsafe { self.multiply(isa, &Places(places), rows, panels, first, other, y) }
@@ -325,9 +323,8 @@ impl Conv {
 
 /// Values padded with zeros to whole lines.
 pub fn lines_of(values: &[f32]) -> Vec<Line> {
-    let line = |chunk: &[f32]| {
-        Line(std::array::from_fn(|i| chunk.get(i).copied().unwrap_or_default()))
-    };
+    let line =
+        |chunk: &[f32]| Line(std::array::from_fn(|i| chunk.get(i).copied().unwrap_or_default()));
     values.chunks(LANES).map(line).collect()
 }
 
@@ -404,8 +401,8 @@ impl Copied {
             for phase_y in 0..g.stride[0] {
                 for phase_x in 0..g.stride[1] {
                     let (slot, lane) = self.slot(channel * step, [phase_y, phase_x]);
-                    let slot = &mut copy[slot * self.height * self.width..]
-                        [..self.height * self.width];
+                    let slot =
+                        &mut copy[slot * self.height * self.width..][..self.height * self.width];
                     for (row, to) in slot.chunks_exact_mut(self.width).enumerate() {
                         let y = (self.top + row) * g.stride[0] + phase_y;
                         if let Some(y) = y.checked_sub(g.pad[0]).filter(|y| *y < g.input[0]) {

@@ -84,7 +84,7 @@ impl Depthwise {
         let pieces = parallel::pieces(4 * g.macs(), rows);
         parallel::each(pieces, |i| {
             // SAFETY: lengths were checked above; pieces write different rows.
-            unsafe { rows_job(isa, self, parallel::part(rows, i, pieces), x, other, y) }
+            unsafe { rows_job(isa, isa, self, parallel::part(rows, i, pieces), x, other, y) }
         });
     }
 
@@ -107,7 +107,7 @@ dispatch! {
     /// # Safety
     /// `x`, `other` and `y` must have the lengths of the geometry, and nobody else may write
     /// those rows.
-    fn rows_job[](op: &Depthwise, rows: Range<usize>, x: &[f32], other: Option<&[f32]>, y: Output)
+    fn rows_job[](isa: Isa, op: &Depthwise, rows: Range<usize>, x: &[f32], other: Option<&[f32]>, y: Output)
         = rows_kernel
 }
 
@@ -136,6 +136,7 @@ struct Row {
 /// As [`rows_job`].
 #[inline(always)]
 unsafe fn rows_kernel<L: Lanes>(
+    isa: Isa,
     op: &Depthwise,
     rows: Range<usize>,
     x: &[f32],
@@ -174,10 +175,10 @@ unsafe fn rows_kernel<L: Lanes>(
             }
             let specialised = !op.is_max() && g.dilation[1] == 1;
             match (g.kernel[1], g.stride[1]) {
-                (3, 1) if specialised => inner_row::<L, 3, 1>(this, inner.clone()),
-                (3, 2) if specialised => inner_row::<L, 3, 2>(this, inner.clone()),
-                (5, 1) if specialised => inner_row::<L, 5, 1>(this, inner.clone()),
-                (5, 2) if specialised => inner_row::<L, 5, 2>(this, inner.clone()),
+                (3, 1) if specialised => inner_row::<3, 1>(isa, &this, inner.clone()),
+                (3, 2) if specialised => inner_row::<3, 2>(isa, &this, inner.clone()),
+                (5, 1) if specialised => inner_row::<5, 1>(isa, &this, inner.clone()),
+                (5, 2) if specialised => inner_row::<5, 2>(isa, &this, inner.clone()),
                 _ => any_row::<L>(this, g.kernel[1], inner.clone()),
             }
             if !posts.is_empty() {
@@ -219,9 +220,7 @@ unsafe fn window<L: Lanes>(row: Row, ox: usize, kx: Range<usize>, width: usize) 
                 };
             }
         }
-        sum.max(L::splat(row.clamp.0))
-            .min(L::splat(row.clamp.1))
-            .store(row.out.add(ox * LANES));
+        sum.max(L::splat(row.clamp.0)).min(L::splat(row.clamp.1)).store(row.out.add(ox * LANES));
     }
 }
 
@@ -237,12 +236,22 @@ unsafe fn any_row<L: Lanes>(row: Row, width: usize, columns: Range<usize>) {
     }
 }
 
-/// Inner outputs of a window `W` wide with stride `S`.
-///
+dispatch! {
+    /// Inner outputs of a window `W` wide with stride `S`: a function of its own for each shape,
+    /// for the sake of the register allocator.
+    ///
+    /// # Safety
+    /// As [`any_row`].
+    fn inner_row[W, S](row: &Row, columns: Range<usize>) = inner_row_kernel
+}
+
 /// # Safety
 /// As [`any_row`].
 #[inline(always)]
-unsafe fn inner_row<L: Lanes, const W: usize, const S: usize>(row: Row, columns: Range<usize>) {
+unsafe fn inner_row_kernel<L: Lanes, const W: usize, const S: usize>(
+    row: &Row,
+    columns: Range<usize>,
+) {
     let mut ox = columns.start;
     macro_rules! tiles {
         ($($p:literal)*) => {
@@ -256,13 +265,13 @@ unsafe fn inner_row<L: Lanes, const W: usize, const S: usize>(row: Row, columns:
     tiles!(8 4 2 1);
 }
 
-/// `P` neighbouring outputs: each input column is loaded once and meets the taps that want it.
+/// `P` neighbouring outputs.
 ///
 /// # Safety
 /// As [`any_row`].
 #[inline(always)]
 unsafe fn inner_tile<L: Lanes, const W: usize, const S: usize, const P: usize>(
-    row: Row,
+    row: &Row,
     ox: usize,
 ) {
     // SAFETY: the caller's.
@@ -270,17 +279,11 @@ unsafe fn inner_tile<L: Lanes, const W: usize, const S: usize, const P: usize>(
         let mut sum = [L::load(row.bias); P];
         for y in 0..row.height {
             let input = row.input.wrapping_add(y * row.pitch + ox * S * LANES);
-            let mut w = [L::splat(0.0); W];
             for x in 0..W {
-                w[x] = L::load(row.weights.add((y * W + x) * LANES));
-            }
-            for column in 0..(P - 1) * S + W {
-                let v = L::load(input.wrapping_add(column * LANES));
-                for x in 0..W {
-                    if column >= x && (column - x) % S == 0 && (column - x) / S < P {
-                        let p = (column - x) / S;
-                        sum[p] = sum[p].fma(w[x], v);
-                    }
+                let w = L::load(row.weights.add((y * W + x) * LANES));
+                for p in 0..P {
+                    let v = L::load(input.wrapping_add((p * S + x) * LANES));
+                    sum[p] = sum[p].fma(w, v);
                 }
             }
         }

@@ -16,7 +16,8 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % n
     }
 
@@ -42,7 +43,8 @@ impl Dice {
             };
             let (Some(height), Some(width)) = (output(0), output(1)) else { continue };
             let groups = [1, 1, 2, 3][self.below(4)];
-            let (mut cin, mut cout) = ((1 + self.below(24)) * groups, (1 + self.below(40)) * groups);
+            let (mut cin, mut cout) =
+                ((1 + self.below(24)) * groups, (1 + self.below(40)) * groups);
             let mut groups = groups;
             if !pointwise && self.below(3) == 0 {
                 (groups, cout) = (cin, cin);
@@ -138,7 +140,13 @@ fn posted(posts: &[Post], x: f64, other: f64) -> f64 {
         Post::Affine(a, b) => f64::from(a) * x + f64::from(b),
         Post::Silu => x / (1.0 + (-x).exp()),
         Post::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-        Post::Leaky(a) => if x > 0.0 { x } else { f64::from(a) * x },
+        Post::Leaky(a) => {
+            if x > 0.0 {
+                x
+            } else {
+                f64::from(a) * x
+            }
+        }
         Post::HardSwish(a, b) => x * (f64::from(a) * x + f64::from(b)).clamp(0.0, 1.0),
         Post::Residual => x + other,
         Post::Product => x * other,

@@ -23,7 +23,7 @@ use super::depthwise::Depthwise;
 use super::geometry::{Geometry, blocks};
 use super::map;
 use super::ops::{Fast, FromPlanes, Gather, ToPlanes};
-use super::rules::post_of;
+use super::rules::{on_planes, post_of};
 use super::simd::{Isa, LANES};
 use super::window::{Reduction, Window};
 
@@ -90,7 +90,8 @@ impl Channels {
     fn whole(&self, target: &TypedModel) -> Option<OutletId> {
         let (first, _) = *self.lanes.iter().next()?;
         let in_order = self.lanes.iter().enumerate().all(|(i, lane)| *lane == (first, i));
-        let all = target.outlet_fact(first).ok()?.shape.as_concrete()?[1] == blocks(self.lanes.len());
+        let all =
+            target.outlet_fact(first).ok()?.shape.as_concrete()?[1] == blocks(self.lanes.len());
         (in_order && all).then_some(first)
     }
 
@@ -134,16 +135,18 @@ impl Layout<'_> {
                 self.values.insert(node.id.into(), value);
                 Ok(())
             }
-            None => self.unchanged(node),
+            None => self.in_planes(node),
         }
     }
 
-    /// Anything else stays as it is, in planes.
-    fn unchanged(&mut self, node: &TypedNode) -> TractResult<()> {
+    /// Anything else stays in planes, most of it as it is.
+    fn in_planes(&mut self, node: &TypedNode) -> TractResult<()> {
         let inputs: TVec<OutletId> =
             node.inputs.iter().map(|i| self.planes(*i)).collect::<TractResult<_>>()?;
         let outlets = if node.op_is::<TypedSource>() {
             tvec!(self.target.add_source(&node.name, node.outputs[0].fact.clone())?)
+        } else if let Some(fast) = on_planes(self.isa, self.model, node) {
+            self.target.wire_node(&node.name, fast, &inputs)?
         } else {
             self.target.wire_node(&node.name, node.op.clone(), &inputs)?
         };
@@ -198,15 +201,11 @@ impl Layout<'_> {
         let Channels { lanes, size } = self.values.get(&node.inputs[0])?.blocks.clone()?;
         let rank = lanes.ndim();
         let lanes = match op {
-            AxisOp::Add(axis) if (1..=rank + 1).contains(axis) => {
-                lanes.insert_axis(Axis(axis - 1))
-            }
+            AxisOp::Add(axis) if (1..=rank + 1).contains(axis) => lanes.insert_axis(Axis(axis - 1)),
             AxisOp::Rm(axis) if (1..=rank).contains(axis) && rank > 1 => {
                 lanes.index_axis_move(Axis(axis - 1), 0)
             }
-            AxisOp::Move(from, to)
-                if (1..=rank).contains(from) && (1..=rank).contains(to) =>
-            {
+            AxisOp::Move(from, to) if (1..=rank).contains(from) && (1..=rank).contains(to) => {
                 let mut order: Vec<usize> = (0..rank).collect();
                 let axis = order.remove(from - 1);
                 order.insert(to - 1, axis);

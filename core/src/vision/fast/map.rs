@@ -89,12 +89,7 @@ dispatch! {
 }
 
 #[inline(always)]
-unsafe fn resize_kernel<L: Lanes>(
-    op: &Resize,
-    rows: std::ops::Range<usize>,
-    x: &[f32],
-    y: Output,
-) {
+unsafe fn resize_kernel<L: Lanes>(op: &Resize, rows: std::ops::Range<usize>, x: &[f32], y: Output) {
     let width = op.columns.len();
     for row in rows {
         let (block, at) = (row / op.rows.len(), op.rows[row % op.rows.len()]);
@@ -144,7 +139,9 @@ impl GlobalSum {
     /// # Panics
     /// If a length does not match.
     pub fn run(&self, x: &[f32], y: &mut [f32]) {
-        assert!(y.len() == self.channels && x.len() == super::blocks::len(self.channels, self.pixels));
+        assert!(
+            y.len() == self.channels && x.len() == super::blocks::len(self.channels, self.pixels)
+        );
         for (x, y) in x.chunks_exact(self.pixels * LANES).zip(y.chunks_mut(LANES)) {
             let mut sum = [0.0; LANES];
             for x in x.chunks_exact(LANES) {

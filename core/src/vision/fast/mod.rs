@@ -27,6 +27,7 @@ mod layout;
 mod map;
 mod ops;
 mod parallel;
+mod planes;
 mod post;
 mod profile;
 mod resize;

@@ -10,6 +10,7 @@ use super::conv::{Channel, Conv};
 use super::depthwise::Depthwise;
 use super::geometry::Geometry;
 use super::map::{GlobalSum, Map, Resize};
+use super::planes::{GridSample, Softmax};
 use super::post::Post;
 use super::simd::{Isa, LANES};
 
@@ -67,8 +68,10 @@ impl EvalOp for Fast {
         // SAFETY: the kernel writes every float, by the contract of `Kernel::run`.
         let mut y = unsafe { Tensor::uninitialized_aligned::<f32>(&self.shape, 4 * LANES)? };
         {
-            let views: TVec<&[f32]> =
-                inputs.iter().map(|i| i.try_as_plain_ram()?.as_slice()).collect::<TractResult<_>>()?;
+            let views: TVec<&[f32]> = inputs
+                .iter()
+                .map(|i| i.try_as_plain_ram()?.as_slice())
+                .collect::<TractResult<_>>()?;
             let mut plain = y.try_as_plain_ram_mut()?;
             self.kernel.run(self.isa, &views, plain.as_slice_mut()?);
         }
@@ -143,6 +146,24 @@ impl Kernel for GlobalSum {
     }
     fn run(&self, _: Isa, inputs: &[&[f32]], y: &mut [f32]) {
         GlobalSum::run(self, inputs[0], y);
+    }
+}
+
+impl Kernel for Softmax {
+    fn name(&self) -> &'static str {
+        "FastSoftmax"
+    }
+    fn run(&self, isa: Isa, inputs: &[&[f32]], y: &mut [f32]) {
+        Softmax::run(self, isa, inputs[0], y);
+    }
+}
+
+impl Kernel for GridSample {
+    fn name(&self) -> &'static str {
+        "FastGridSample"
+    }
+    fn run(&self, _: Isa, inputs: &[&[f32]], y: &mut [f32]) {
+        GridSample::run(self, inputs[0], inputs[1], y);
     }
 }
 

@@ -12,10 +12,13 @@ use tract_onnx::tract_core::ops::array::TypedConcat;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, MaxPool, PoolSpec};
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
-use tract_onnx::tract_core::ops::nn::{DataFormat, HardSwish, LeakyRelu};
+use tract_onnx::tract_core::ops::nn::{self, DataFormat, HardSwish, LeakyRelu};
 
 use super::geometry::Geometry;
+use super::ops::Fast;
+use super::planes;
 use super::post::{Post, UNCLAMPED};
+use super::simd::Isa;
 use super::window::{Reduction, Window};
 
 type Patch = TractResult<Option<TypedModelPatch>>;
@@ -34,6 +37,22 @@ pub fn fuse(model: &mut TypedModel) -> TractResult<()> {
         .with_rule_for("space to depth", space_to_depth)
         .with_rule_for("what follows", what_follows)
         .rewrite(&(), model)
+}
+
+/// The kernel on plain tensors that does what `node` does, if there is one.
+pub fn on_planes(isa: Isa, model: &TypedModel, node: &TypedNode) -> Option<Fast> {
+    let fact = &node.outputs[0].fact;
+    let shape = fact.shape.as_concrete()?;
+    if fact.datum_type != f32::datum_type() {
+        return None;
+    }
+    if let Some(op) = node.op_as() {
+        Some(Fast::new(isa, softmax(op, shape)?, shape))
+    } else if let Some(op) = node.op_as() {
+        Some(Fast::new(isa, grid_sample(model, node, op)?, shape))
+    } else {
+        None
+    }
 }
 
 fn convolution(_: &(), model: &TypedModel, node: &TypedNode, name: &str, op: &Conv) -> Patch {
@@ -152,6 +171,32 @@ fn what_follows(_: &(), model: &TypedModel, node: &TypedNode, _: &str, op: &Wind
     let wire = patch.wire_node(&next.name, window, &taps)?;
     patch.shunt_outside(model, next.id.into(), wire[0])?;
     Ok(Some(patch))
+}
+
+fn softmax(op: &nn::Softmax, shape: &[usize]) -> Option<planes::Softmax> {
+    let plain = op.quant_output_dt.is_none() && op.kind == nn::SoftmaxKind::Softmax;
+    let length = *shape.last()?;
+    (plain && *op.axes == [shape.len() - 1]).then_some(planes::Softmax { length })
+}
+
+fn grid_sample(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &nn::GridSample,
+) -> Option<planes::GridSample> {
+    let (x, grid) =
+        (model.outlet_fact(node.inputs[0]).ok()?, model.outlet_fact(node.inputs[1]).ok()?);
+    let &[n, channels, height, width] = x.shape.as_concrete()? else { return None };
+    let &[_, out_height, out_width, 2] = grid.shape.as_concrete()? else { return None };
+    let bilinear = matches!(op.mode, nn::InterpolationMode::Bilinear)
+        && matches!(op.padding_mode, nn::PaddingMode::Zeros);
+    bilinear.then_some(planes::GridSample {
+        n,
+        channels,
+        input: [height, width],
+        places: out_height * out_width,
+        align_corners: op.align_corners,
+    })
 }
 
 /// What `node` does to its input `x`, if that is a [`Post`], and its second operand.

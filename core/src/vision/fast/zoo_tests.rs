@@ -163,7 +163,11 @@ fn the_fast_networks_are_fast() {
         let mut clock = || start.elapsed().as_nanos() as u64;
         let times = profile(&fast, tvec!(x.clone().into()), &mut clock).unwrap();
         for (op, ns, macs, count) in by_operator(&times).into_iter().take(16) {
-            eprintln!("  {op:<18}{:8.3} ms x{count:<4}{:6.1} GMAC/s", ns as f64 / 1e6, macs as f64 / ns as f64);
+            eprintln!(
+                "  {op:<18}{:8.3} ms x{count:<4}{:6.1} GMAC/s",
+                ns as f64 / 1e6,
+                macs as f64 / ns as f64
+            );
         }
         assert!(best_fast * 3 < plain * 2, "{}: {best_fast:?} against {plain:?}", net.file);
     }
