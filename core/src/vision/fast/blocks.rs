@@ -64,13 +64,19 @@ pub fn gather(inputs: &[&[f32]], channels: &[Channel], pixels: usize, y: &mut [f
             y.copy_from_slice(&x[plane(x, wanted[0].channel)..][..pixels * LANES]);
             continue;
         }
-        y.fill(0.0);
-        for (lane, c) in wanted.iter().enumerate() {
-            let x = inputs[c.tensor];
-            let x = &x[plane(x, c.channel) + c.channel % LANES..];
-            for (y, x) in y[lane..].iter_mut().step_by(LANES).zip(x.iter().step_by(LANES)) {
-                *y = *x;
+        let lanes: [&[f32]; LANES] = std::array::from_fn(|lane| match wanted.get(lane) {
+            Some(c) => {
+                let x = inputs[c.tensor];
+                &x[plane(x, c.channel) + c.channel % LANES..][..(pixels - 1) * LANES + 1]
             }
+            None => &[],
+        });
+        let lanes = &lanes[..wanted.len()];
+        for (pixel, y) in y.chunks_exact_mut(LANES).enumerate() {
+            for (y, x) in y.iter_mut().zip(lanes) {
+                *y = x[pixel * LANES];
+            }
+            y[wanted.len()..].fill(0.0);
         }
     }
 }

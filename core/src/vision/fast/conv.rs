@@ -46,8 +46,8 @@ enum Source {
     InPlace,
     /// One tensor of blocks, copied with padding.
     Blocks,
-    /// One planar (NCHW) tensor, copied with padding and, since it has few channels, with the
-    /// phases of a stride as further channels.
+    /// One planar (NCHW) tensor, copied with padding, still in planes: for the few channels of a
+    /// picture, blocks would be mostly air.
     Planes,
 }
 
@@ -125,9 +125,10 @@ impl Conv {
         let place = |channel: usize, tap: usize| {
             let y = tap / g.kernel[1] * g.dilation[0];
             let x = tap % g.kernel[1] * g.dilation[1];
-            let (slot, lane) = copy.slot(channel, [y % g.stride[0], x % g.stride[1]]);
-            // Bands differ in rows, so the offset keeps slot and place within the slot apart.
-            let within = (y / g.stride[0] * copy.width + x / g.stride[1]) * LANES + lane;
+            let slot = copy.slot(channel / copy.unit, [y % g.stride[0], x % g.stride[1]]);
+            let pixel = y / g.stride[0] * copy.width + x / g.stride[1];
+            // Bands differ in height, so slot and place within the slot are kept apart.
+            let within = pixel * copy.unit + channel % copy.unit;
             Tap { tensor: slot as u32, offset: within as u32 }
         };
         Self::pack(isa, geometry, source, place, weights, bias, posts)
@@ -252,12 +253,12 @@ impl Conv {
             let rows = parallel::part(g.output[0], i, bands);
             let copy = Copied::new(g, &self.source, rows.clone());
             let padded = copy.fill(g, x);
-            let slot_len = copy.height * copy.width * LANES;
+            let slot_len = copy.height * copy.width * copy.unit;
             let place = |tap: &Tap| {
                 let at = tap.tensor as usize * slot_len + tap.offset as usize;
                 let last = (rows.len() - 1) * copy.width + g.output[1] - 1;
-                assert!(at + last * LANES < padded.len() * LANES);
-                padded.as_ptr().cast::<f32>().wrapping_add(at)
+                assert!(at + last * copy.unit < padded.len());
+                padded.as_ptr().wrapping_add(at)
             };
             let places: Vec<Vec<*const f32>> =
                 self.taps.iter().map(|taps| taps.iter().map(place).collect()).collect();
@@ -306,8 +307,9 @@ impl Conv {
                     blocks: panel.count,
                     rows: rows.count,
                     columns: columns.len(),
-                    first_in: (rows.first + columns.start) * LANES,
-                    in_pitch: rows.pitch * LANES,
+                    step: if self.source == Source::Planes { 1 } else { LANES },
+                    first_in: rows.first + columns.start,
+                    in_pitch: rows.pitch,
                     out: y.at(at, last),
                     other: other.map_or(std::ptr::null(), |o| o[at..at + last].as_ptr()),
                     out_pitch: rows.length * LANES,
@@ -343,73 +345,56 @@ struct Rows {
 }
 
 /// The padded copy of what a band of output rows sees: `slots` planes of `height * width` pixels
-/// of sixteen lanes.
+/// of `unit` channels each. A stride cuts it into phases, each a slot of its own.
 struct Copied {
     slots: usize,
     height: usize,
     width: usize,
+    /// Channels that lie together: a block, or one of planes.
+    unit: usize,
     /// First row of the copy, counted within each phase from the padded top.
     top: usize,
     stride: [usize; 2],
-    planar_channels: Option<usize>,
 }
 
 impl Copied {
     fn new(g: &Geometry, source: &Source, rows: Range<usize>) -> Self {
-        let phases = g.stride[0] * g.stride[1];
-        let planar = *source == Source::Planes;
+        let unit = if *source == Source::Planes { 1 } else { LANES };
         let reach = |axis: usize| (g.kernel[axis] - 1) * g.dilation[axis] / g.stride[axis];
         Self {
-            slots: if planar { blocks(g.cin * phases) } else { blocks(g.cin) * phases },
+            slots: g.cin.div_ceil(unit) * g.stride[0] * g.stride[1],
             height: rows.len() + reach(0),
             width: g.output[1] + reach(1),
+            unit,
             top: rows.start,
             stride: g.stride,
-            planar_channels: planar.then_some(g.cin),
         }
     }
 
     /// Floats of the copy.
     fn len(&self) -> usize {
-        self.slots * self.height * self.width * LANES
+        self.slots * self.height * self.width * self.unit
     }
 
-    /// Slot and lane of a channel in a phase.
-    fn slot(&self, channel: usize, phase: [usize; 2]) -> (usize, usize) {
-        let phase = phase[0] * self.stride[1] + phase[1];
-        match self.planar_channels {
-            Some(channels) => {
-                let lane = phase * channels + channel;
-                (lane / LANES, lane % LANES)
-            }
-            None => {
-                let phases = self.stride[0] * self.stride[1];
-                (channel / LANES * phases + phase, channel % LANES)
-            }
-        }
+    /// The slot of a unit of channels in a phase.
+    fn slot(&self, unit: usize, phase: [usize; 2]) -> usize {
+        (unit * self.stride[0] + phase[0]) * self.stride[1] + phase[1]
     }
 
-    /// Copies `x`, planar or in blocks.
-    fn fill(&self, g: &Geometry, x: &[f32]) -> Vec<Line> {
-        let mut copy = vec![Line([0.0; LANES]); self.len() / LANES];
-        let (channels, step) = match self.planar_channels {
-            Some(channels) => (channels, 1),
-            None => (blocks(g.cin), LANES),
-        };
-        for channel in 0..channels {
-            let plane = &x[channel * g.input_pixels() * step..][..g.input_pixels() * step];
-            for phase_y in 0..g.stride[0] {
-                for phase_x in 0..g.stride[1] {
-                    let (slot, lane) = self.slot(channel * step, [phase_y, phase_x]);
-                    let slot =
-                        &mut copy[slot * self.height * self.width..][..self.height * self.width];
-                    for (row, to) in slot.chunks_exact_mut(self.width).enumerate() {
-                        let y = (self.top + row) * g.stride[0] + phase_y;
-                        if let Some(y) = y.checked_sub(g.pad[0]).filter(|y| *y < g.input[0]) {
-                            let from = &plane[y * g.input[1] * step..][..g.input[1] * step];
-                            copy_row(from, to, g, phase_x, lane, step);
-                        }
-                    }
+    /// Copies `x`, in planes or in blocks.
+    fn fill(&self, g: &Geometry, x: &[f32]) -> Vec<f32> {
+        let mut copy = vec![0.0; self.len()];
+        let plane_len = g.input_pixels() * self.unit;
+        let row_len = self.width * self.unit;
+        for (slot, copy) in copy.chunks_exact_mut(self.height * row_len).enumerate() {
+            let phase_x = slot % g.stride[1];
+            let phase_y = slot / g.stride[1] % g.stride[0];
+            let plane = &x[slot / g.stride[1] / g.stride[0] * plane_len..][..plane_len];
+            for (row, to) in copy.chunks_exact_mut(row_len).enumerate() {
+                let y = (self.top + row) * g.stride[0] + phase_y;
+                if let Some(y) = y.checked_sub(g.pad[0]).filter(|y| *y < g.input[0]) {
+                    let from = &plane[y * g.input[1] * self.unit..][..g.input[1] * self.unit];
+                    copy_row(from, to, self.unit, g.stride[1], g.pad[1], phase_x);
                 }
             }
         }
@@ -417,26 +402,36 @@ impl Copied {
     }
 }
 
-/// Copies the pixels of one phase of a row: whole lines of blocks, or one lane of planes.
-fn copy_row(from: &[f32], to: &mut [Line], g: &Geometry, phase: usize, lane: usize, step: usize) {
-    let (stride, pad) = (g.stride[1], g.pad[1]);
+/// Copies the pixels of one phase of a row, after its padding.
+fn copy_row(from: &[f32], to: &mut [f32], unit: usize, stride: usize, pad: usize, phase: usize) {
     // The first place of the phase that lies inside the picture, and the pixel there.
     let start = pad.saturating_sub(phase).div_ceil(stride);
     let pixel = start * stride + phase - pad;
-    let Some(to) = to.get_mut(start..) else { return };
-    let Some(from) = from.get(pixel * step..) else { return };
-    if step == LANES {
-        for (to, from) in to.iter_mut().zip(from.chunks(LANES * stride)) {
-            to.0.copy_from_slice(&from[..LANES]);
+    let Some(to) = to.get_mut(start * unit..) else { return };
+    let Some(from) = from.get(pixel * unit..) else { return };
+    match (unit, stride) {
+        (_, 1) => {
+            let n = from.len().min(to.len());
+            to[..n].copy_from_slice(&from[..n]);
         }
-    } else {
-        for (to, from) in to.iter_mut().zip(from.iter().step_by(stride)) {
-            to.0[lane] = *from;
+        (1, 2) => {
+            let pairs = from.chunks_exact(2);
+            let last = pairs.remainder().first();
+            let n = pairs.len();
+            to.iter_mut().zip(pairs).for_each(|(to, from)| *to = from[0]);
+            if let (Some(to), Some(last)) = (to.get_mut(n), last) {
+                *to = *last;
+            }
+        }
+        _ => {
+            for (to, from) in to.chunks_exact_mut(unit).zip(from.chunks(unit * stride)) {
+                to.copy_from_slice(&from[..unit]);
+            }
         }
     }
 }
 
-/// One panel over one group of pixels. Pitches and positions in floats.
+/// One panel over one group of pixels. Output pitches in floats, input ones in pixels.
 struct Job<'a> {
     taps: &'a [*const f32],
     weights: *const f32,
@@ -446,6 +441,8 @@ struct Job<'a> {
     blocks: usize,
     rows: usize,
     columns: usize,
+    /// Floats between neighbouring input pixels.
+    step: usize,
     first_in: usize,
     in_pitch: usize,
     out: *mut f32,
@@ -462,9 +459,11 @@ unsafe fn panel_job(isa: Isa, job: &Job) {
     let (narrow, wider) = (job.columns / tiles, job.columns % tiles);
     macro_rules! tiles {
         ($pixels:expr, $($p:literal)*) => {
-            match (job.blocks, $pixels) {
-                $((1, $p) => tile_run::<1, $p>,)*
-                $((2, $p) => tile_run::<2, $p>,)*
+            match (job.blocks, $pixels, job.step) {
+                $((1, $p, LANES) => tile_run::<1, $p, LANES>,)*
+                $((2, $p, LANES) => tile_run::<2, $p, LANES>,)*
+                $((1, $p, 1) => tile_run::<1, $p, 1>,)*
+                $((2, $p, 1) => tile_run::<2, $p, 1>,)*
                 _ => return,
             }
         };
@@ -488,13 +487,13 @@ dispatch! {
     ///
     /// # Safety
     /// As [`panel_job`].
-    fn tile_run[B, P](isa: Isa, job: &Job, column: usize, count: usize) = tile_run_kernel
+    fn tile_run[B, P, S](isa: Isa, job: &Job, column: usize, count: usize) = tile_run_kernel
 }
 
 /// # Safety
 /// As [`panel_job`].
 #[inline(always)]
-unsafe fn tile_run_kernel<L: Lanes, const B: usize, const P: usize>(
+unsafe fn tile_run_kernel<L: Lanes, const B: usize, const P: usize, const S: usize>(
     isa: Isa,
     job: &Job,
     column: usize,
@@ -505,11 +504,11 @@ unsafe fn tile_run_kernel<L: Lanes, const B: usize, const P: usize>(
     }
     for row in 0..job.rows {
         for tile_index in 0..count {
-            let column = (column + tile_index * P) * LANES;
-            let input = job.first_in + row * job.in_pitch + column;
-            let output = row * job.out_pitch + column;
+            let column = column + tile_index * P;
+            let input = (job.first_in + row * job.in_pitch + column) * S;
+            let output = row * job.out_pitch + column * LANES;
             // SAFETY: the caller's.
-            unsafe { tile::<L, B, P>(job, input, output) }
+            unsafe { tile::<L, B, P, S>(job, input, output) }
             if !job.posts.is_empty() {
                 for b in 0..B {
                     let at = output + b * job.block_pitch;
@@ -522,12 +521,16 @@ unsafe fn tile_run_kernel<L: Lanes, const B: usize, const P: usize>(
     }
 }
 
-/// The register tile: `B` blocks of output channels by `P` pixels.
+/// The register tile: `B` blocks of output channels by `P` pixels, which are `S` floats apart.
 ///
 /// # Safety
 /// As [`panel_job`].
 #[inline(always)]
-unsafe fn tile<L: Lanes, const B: usize, const P: usize>(job: &Job, input: usize, output: usize) {
+unsafe fn tile<L: Lanes, const B: usize, const P: usize, const S: usize>(
+    job: &Job,
+    input: usize,
+    output: usize,
+) {
     // SAFETY: taps, weights and outputs are the caller's.
     unsafe {
         let mut sum = [[L::splat(0.0); P]; B];
@@ -542,7 +545,7 @@ unsafe fn tile<L: Lanes, const B: usize, const P: usize>(job: &Job, input: usize
                 w[b] = L::load(weights.add(b * LANES));
             }
             for p in 0..P {
-                let x = L::splat(*tap.add(p * LANES));
+                let x = L::splat(*tap.add(p * S));
                 for b in 0..B {
                     sum[b][p] = sum[b][p].fma(w[b], x);
                 }

@@ -257,6 +257,25 @@ fn max_pooling_of_any_geometry_equals_the_loop() {
 }
 
 #[test]
+fn nan_is_never_clamped_away() {
+    let posts = [
+        Post::Clamp(0.0, 6.0),
+        Post::Silu,
+        Post::Sigmoid,
+        Post::Leaky(0.1),
+        Post::HardSwish(1.0 / 6.0, 0.5),
+    ];
+    for isa in Isa::available() {
+        for post in posts {
+            let mut y = [f32::NAN; LANES];
+            // SAFETY: sixteen floats, and no step is binary.
+            unsafe { super::post::apply_all(isa, &[post], y.as_mut_ptr(), std::ptr::null(), 1) }
+            assert!(y.iter().all(|y| y.is_nan()), "{}: {post:?}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn the_logistic_function_is_accurate_over_its_whole_range() {
     for isa in Isa::available() {
         let x: Vec<f32> = (-9600..9600).map(|i| i as f32 / 100.0).collect();
@@ -304,7 +323,7 @@ fn any_number_of_threads_gives_the_same_bits() {
         for threads in [2, 3, 4] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (split, y) = pool.install(|| {
-                let pieces = parallel::pieces(case.geometry.macs(), 100);
+                let pieces = parallel::pieces(4 * case.geometry.macs(), 100);
                 (pieces, convolved(isa, &case, false))
             });
             assert!(split > 1, "nothing was split, so nothing was tested");

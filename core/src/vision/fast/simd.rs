@@ -10,6 +10,9 @@
 /// Floats in a [`Lanes`].
 pub const LANES: usize = 16;
 
+/// Coefficients of [`Lanes::exp2_of_product`], constant first.
+const POW2: [f32; 6] = [1.0000001, 0.69314694, 0.2402212, 0.05550713, 0.009675541, 0.0013276471];
+
 /// Sixteen `f32`.
 ///
 /// # Safety
@@ -26,42 +29,57 @@ pub unsafe trait Lanes: Copy {
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
+    /// The smaller; a NaN in `self` stays.
     unsafe fn min(self, o: Self) -> Self;
+    /// The larger; a NaN in `self` stays.
     unsafe fn max(self, o: Self) -> Self;
     /// `self + a * b`.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     /// `1 / self` within 2 ulp, for normal values.
     unsafe fn recip(self) -> Self;
-    /// `2^n`, given the bit pattern of `n + 1.5 * 2^23` for an integer `n` in `-126..=127`.
+    /// `2^n`, given the bit pattern of `n + 127 + 1.5 * 2^23` for an integer `n` in `-126..=127`.
     unsafe fn pow2(self) -> Self;
 
-    /// `e^self` within 3 ulp; saturates outside `-87..=87`.
+    /// `e^self` within `1e-6` of itself; saturates outside `-87..=87`.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         // SAFETY: the caller has proved the instruction set; only registers are touched.
         unsafe {
-            // Cody and Waite: x = n ln 2 + r, |r| <= ln 2 / 2, with ln 2 in two parts; adding
-            // 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-            let round = Self::splat(12_582_912.0);
-            let x = self.max(Self::splat(-87.0)).min(Self::splat(87.0));
-            let biased = round.fma(x, Self::splat(std::f32::consts::LOG2_E));
-            let n = biased.add(Self::splat(-12_582_912.0));
-            let r = x.fma(n, Self::splat(-0.693_145_75)).fma(n, Self::splat(-1.428_606_8e-6));
-            // Taylor's series to r^6.
-            let p = Self::splat(1.0 / 120.0).fma(r, Self::splat(1.0 / 720.0));
-            let p = Self::splat(1.0 / 24.0).fma(r, p);
-            let p = Self::splat(1.0 / 6.0).fma(r, p);
-            let p = Self::splat(0.5).fma(r, p);
-            let p = Self::splat(1.0).fma(r, p);
-            Self::splat(1.0).fma(r, p).mul(biased.pow2())
+            let x = self.min(Self::splat(87.0)).max(Self::splat(-87.0));
+            x.exp2_of_product(Self::splat(std::f32::consts::LOG2_E))
         }
     }
 
-    /// The logistic function `1 / (1 + e^-self)`.
+    /// `2^(self * scale)` for products in `-126..=127`.
+    #[inline(always)]
+    unsafe fn exp2_of_product(self, scale: Self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits; 127 more makes
+            // it an exponent. What is left lies in -0.5..=0.5.
+            let round = Self::splat(12_582_912.0 + 127.0);
+            let biased = round.fma(self, scale);
+            let minus_n = round.add(biased.mul(Self::splat(-1.0)));
+            let r = minus_n.fma(self, scale);
+            // Minimax polynomial of 2^r, relative error below 2e-7.
+            let p = Self::splat(POW2[4]).fma(r, Self::splat(POW2[5]));
+            let p = Self::splat(POW2[3]).fma(r, p);
+            let p = Self::splat(POW2[2]).fma(r, p);
+            let p = Self::splat(POW2[1]).fma(r, p);
+            let p = Self::splat(POW2[0]).fma(r, p);
+            p.mul(biased.pow2())
+        }
+    }
+
+    /// The logistic function `1 / (1 + e^-self)`, within `2e-7`.
     #[inline(always)]
     unsafe fn sigmoid(self) -> Self {
         // SAFETY: as above.
-        unsafe { self.mul(Self::splat(-1.0)).exp().add(Self::splat(1.0)).recip() }
+        unsafe {
+            let x = self.min(Self::splat(87.0)).max(Self::splat(-87.0));
+            let e = x.exp2_of_product(Self::splat(-std::f32::consts::LOG2_E));
+            e.add(Self::splat(1.0)).recip()
+        }
     }
 }
 
@@ -234,6 +252,7 @@ macro_rules! lanes {
                     unsafe { $store(p.add(i * $width), self.0[i]) };
                 }
             }
+            // Of a pair with a NaN, x86 takes the second.
             lanes!(@binary $count add $add, mul $mul, min $min, max $max);
             #[inline(always)]
             unsafe fn fma(mut self, a: Self, b: Self) -> Self {
@@ -265,7 +284,7 @@ macro_rules! lanes {
         $(#[inline(always)]
         unsafe fn $method(mut self, o: Self) -> Self {
             for i in 0..$count {
-                self.0[i] = unsafe { $op(self.0[i], o.0[i]) };
+                self.0[i] = unsafe { $op(o.0[i], self.0[i]) };
             }
             self
         })*
@@ -289,8 +308,7 @@ mod x86 {
             let r = _mm512_rcp14_ps(x);
             _mm512_mul_ps(r, _mm512_fnmadd_ps(x, r, _mm512_set1_ps(2.0)))
         },
-        |t| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
-            _mm512_add_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(127))))
+        |t| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(t)))
     }
 
     lanes! {
@@ -300,8 +318,7 @@ mod x86 {
         _mm256_add_ps _mm256_mul_ps _mm256_min_ps _mm256_max_ps,
         |c, a, b| _mm256_fmadd_ps(a, b, c),
         |x| _mm256_div_ps(_mm256_set1_ps(1.0), x),
-        |t| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
-            _mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127))))
+        |t| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(t)))
     }
 }
 #[cfg(target_arch = "x86_64")]
@@ -325,8 +342,7 @@ mod arm {
             let r = vmulq_f32(r, vrecpsq_f32(x, r));
             vmulq_f32(r, vrecpsq_f32(x, r))
         },
-        |t| vreinterpretq_f32_s32(vshlq_n_s32::<23>(
-            vaddq_s32(vreinterpretq_s32_f32(t), vdupq_n_s32(127))))
+        |t| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(t)))
     }
 }
 #[cfg(target_arch = "aarch64")]
@@ -353,10 +369,10 @@ mod portable {
         a * b
     }
     fn min(a: f32, b: f32) -> f32 {
-        a.min(b)
+        if a < b { a } else { b }
     }
     fn max(a: f32, b: f32) -> f32 {
-        a.max(b)
+        if a > b { a } else { b }
     }
 
     lanes! {
@@ -365,7 +381,7 @@ mod portable {
         splat load store add mul min max,
         |c, a, b| a * b + c,
         |x| 1.0 / x,
-        |t| f32::from_bits(t.to_bits().wrapping_add(127) << 23)
+        |t| f32::from_bits(t.to_bits() << 23)
     }
 }
 pub use portable::Portable;
