@@ -80,3 +80,47 @@ pub fn gather(inputs: &[&[f32]], channels: &[Channel], pixels: usize, y: &mut [f
         }
     }
 }
+
+/// Channels that lie together in a tensor of blocks and stay together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which tensor.
+    pub tensor: usize,
+    /// Floats before the first channel of the first pixel.
+    pub from: usize,
+    /// Channels.
+    pub len: usize,
+}
+
+/// `channels` of tensors of blocks of `pixels` pixels, cut into [`Run`]s.
+pub fn runs(channels: &[Channel], pixels: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut end = None;
+    for c in channels {
+        match runs.last_mut() {
+            Some(run) if end == Some(*c) && c.channel % LANES != 0 => run.len += 1,
+            _ => {
+                let from = c.channel / LANES * pixels * LANES + c.channel % LANES;
+                runs.push(Run { tensor: c.tensor, from, len: 1 });
+            }
+        }
+        end = Some(Channel { channel: c.channel + 1, ..*c });
+    }
+    runs
+}
+
+/// Blocks into pixels with their channels together: `[pixels][channels]`, the channels given by
+/// `runs`, in order.
+///
+/// # Panics
+/// If a run does not exist or `y` does not end with a pixel.
+pub fn to_pixels(inputs: &[&[f32]], runs: &[Run], y: &mut [f32]) {
+    let channels = runs.iter().map(|r| r.len).sum();
+    for (pixel, mut y) in y.chunks_exact_mut(channels).enumerate() {
+        for run in runs {
+            let (to, rest) = y.split_at_mut(run.len);
+            to.copy_from_slice(&inputs[run.tensor][run.from + pixel * LANES..][..run.len]);
+            y = rest;
+        }
+    }
+}

@@ -526,6 +526,7 @@ unsafe fn tile_run_kernel<L: Lanes, const B: usize, const P: usize, const S: usi
 /// # Safety
 /// As [`panel_job`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // unrolled: registers, not memory
 unsafe fn tile<L: Lanes, const B: usize, const P: usize, const S: usize>(
     job: &Job,
     input: usize,

@@ -255,7 +255,7 @@ unsafe fn inner_row_kernel<L: Lanes, const W: usize, const S: usize>(
     let mut ox = columns.start;
     macro_rules! tiles {
         ($($p:literal)*) => {
-            $(while $p <= L::PIXELS && ox + $p <= columns.end {
+            $(while $p <= L::PIXELS && columns.end - ox >= $p {
                 // SAFETY: the caller's.
                 unsafe { inner_tile::<L, W, S, $p>(row, ox) };
                 ox += $p;
@@ -270,6 +270,7 @@ unsafe fn inner_row_kernel<L: Lanes, const W: usize, const S: usize>(
 /// # Safety
 /// As [`any_row`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // unrolled: registers, not memory
 unsafe fn inner_tile<L: Lanes, const W: usize, const S: usize, const P: usize>(
     row: &Row,
     ox: usize,

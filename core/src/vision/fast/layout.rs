@@ -18,11 +18,12 @@ use tract_onnx::tract_core::ops::nn::resize::{NearestUpsample, Resize};
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
+use super::blocks::runs;
 use super::conv::{Channel, Conv};
 use super::depthwise::Depthwise;
 use super::geometry::{Geometry, blocks};
 use super::map;
-use super::ops::{Fast, FromPlanes, Gather, ToPlanes};
+use super::ops::{Fast, FromPlanes, Gather, ToPixels, ToPlanes};
 use super::rules::{on_planes, post_of};
 use super::simd::{Isa, LANES};
 use super::window::{Reduction, Window};
@@ -64,11 +65,27 @@ struct Layout<'a> {
     values: HashMap<OutletId, Value>,
 }
 
-/// An outlet of the old network in the new one: in planes, in blocks, or both.
+/// An outlet of the old network in the new one, in each form it already has.
 #[derive(Clone, Default)]
 struct Value {
     planes: Option<OutletId>,
     blocks: Option<Channels>,
+    /// Pictures of equal channels, `[1, channels, pixels]` together: the pixels of each in turn.
+    pixels: Option<Vec<Channels>>,
+}
+
+impl Value {
+    fn in_planes(outlet: OutletId) -> Self {
+        Self { planes: Some(outlet), ..Self::default() }
+    }
+
+    fn in_blocks(channels: Channels) -> Self {
+        Self { blocks: Some(channels), ..Self::default() }
+    }
+
+    fn in_pixels(pictures: Vec<Channels>) -> Self {
+        Self { pixels: Some(pictures), ..Self::default() }
+    }
 }
 
 /// `[1, ..., height, width]`, the axes between being an array of channels in blocks.
@@ -94,20 +111,24 @@ impl Channels {
             target.outlet_fact(first).ok()?.shape.as_concrete()?[1] == blocks(self.lanes.len());
         (in_order && all).then_some(first)
     }
+}
 
-    /// The distinct tensors, in order of appearance, and each channel's place in them.
-    fn tensors(&self) -> (Vec<OutletId>, Vec<Channel>) {
-        let mut tensors: Vec<OutletId> = Vec::new();
-        let channels = self.lanes.iter().map(|&(outlet, channel)| {
-            let known = tensors.iter().position(|t| *t == outlet);
+/// The distinct tensors an operator reads, in order of appearance.
+#[derive(Default)]
+struct Tensors(Vec<OutletId>);
+
+impl Tensors {
+    /// Where each of `channels` lies in them; new ones are added.
+    fn of(&mut self, channels: &Channels) -> Vec<Channel> {
+        let place = |&(outlet, channel): &(OutletId, usize)| {
+            let known = self.0.iter().position(|t| *t == outlet);
             let tensor = known.unwrap_or_else(|| {
-                tensors.push(outlet);
-                tensors.len() - 1
+                self.0.push(outlet);
+                self.0.len() - 1
             });
             Channel { tensor, channel }
-        });
-        let channels = channels.collect();
-        (tensors, channels)
+        };
+        channels.lanes.iter().map(place).collect()
     }
 }
 
@@ -116,7 +137,10 @@ impl Layout<'_> {
         let done = if let Some(window) = node.op_as::<Window>() {
             Some(self.window(node, window)?)
         } else if let Some(axis) = node.op_as::<AxisOp>() {
-            self.axis(node, axis)
+            match self.pixels(node, axis)? {
+                None => self.axis(node, axis),
+                done => done,
+            }
         } else if let Some(slice) = node.op_as::<Slice>() {
             self.slice(node, slice)
         } else if let Some(concat) = node.op_as::<TypedConcat>() {
@@ -151,7 +175,7 @@ impl Layout<'_> {
             self.target.wire_node(&node.name, node.op.clone(), &inputs)?
         };
         for (slot, outlet) in outlets.into_iter().enumerate() {
-            let value = Value { planes: Some(outlet), blocks: None };
+            let value = Value::in_planes(outlet);
             self.values.insert(OutletId::new(node.id, slot), value);
         }
         Ok(())
@@ -174,8 +198,9 @@ impl Layout<'_> {
                 let value = self.value(node.inputs[0])?;
                 let op = match value.blocks {
                     Some(channels) if g.is_pointwise() => {
-                        let (tensors, channels) = channels.tensors();
-                        inputs.extend(tensors);
+                        let mut tensors = Tensors::default();
+                        let channels = tensors.of(&channels);
+                        inputs.extend(tensors.0);
                         Conv::pointwise(self.isa, g.clone(), &channels, weights, bias, posts)
                     }
                     Some(_) => {
@@ -194,6 +219,34 @@ impl Layout<'_> {
             inputs.push(self.blocks(*operand)?);
         }
         self.wire(&node.name, kernel, &inputs, g.cout, g.output)
+    }
+
+    /// Heads of detectors: pictures flattened, stacked and turned so that a pixel's channels lie
+    /// together, which in blocks they nearly do.
+    fn pixels(&mut self, node: &TypedNode, op: &AxisOp) -> TractResult<Option<Value>> {
+        let Some(value) = self.values.get(&node.inputs[0]) else { return Ok(None) };
+        match (op, &value.blocks, &value.pixels) {
+            (AxisOp::Reshape(2, from, to), Some(picture), _)
+                if from.len() == 2 && to.len() == 1 && picture.lanes.ndim() == 1 =>
+            {
+                Ok(Some(Value::in_pixels(vec![picture.clone()])))
+            }
+            (AxisOp::Move(1, 2) | AxisOp::Move(2, 1), _, Some(pictures)) => {
+                let mut tensors = Tensors::default();
+                let mut parts = Vec::new();
+                for picture in pictures {
+                    let pixels = picture.size[0] * picture.size[1];
+                    parts.push((pixels, runs(&tensors.of(picture), pixels)));
+                }
+                let shape = node.outputs[0].fact.shape.as_concrete();
+                let shape = shape.context("a size is not fixed")?;
+                let kernel = ToPixels { channels: shape[2], pictures: parts };
+                let op = Fast::new(self.isa, kernel, shape);
+                let outlet = self.target.wire_node(&node.name, op, &tensors.0)?[0];
+                Ok(Some(Value::in_planes(outlet)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Reshaping and moving axes of channels costs nothing.
@@ -220,7 +273,7 @@ impl Layout<'_> {
             }
             _ => return None,
         };
-        Some(Value { planes: None, blocks: Some(Channels { lanes, size }) })
+        Some(Value::in_blocks(Channels { lanes, size }))
     }
 
     fn slice(&mut self, node: &TypedNode, op: &Slice) -> Option<Value> {
@@ -228,11 +281,16 @@ impl Layout<'_> {
         let axis = op.axis.checked_sub(1).filter(|a| *a < lanes.ndim())?;
         let (start, end) = (op.start.to_usize().ok()?, op.end.to_usize().ok()?);
         let lanes = lanes.slice_axis(Axis(axis), (start..end).into()).to_owned();
-        Some(Value { planes: None, blocks: Some(Channels { lanes, size }) })
+        Some(Value::in_blocks(Channels { lanes, size }))
     }
 
     /// Of channels: free, if at least one part is in blocks already.
     fn concat(&mut self, node: &TypedNode, op: &TypedConcat) -> TractResult<Option<Value>> {
+        let pixels = |i: &OutletId| self.values.get(i)?.pixels.clone();
+        let pixels: Option<Vec<_>> = node.inputs.iter().map(pixels).collect();
+        if let (2, Some(pixels)) = (op.axis, pixels) {
+            return Ok(Some(Value::in_pixels(pixels.concat())));
+        }
         let in_blocks = |i: &OutletId| self.values.get(i).is_some_and(|v| v.blocks.is_some());
         let pictures = node.inputs.iter().all(|i| self.is_picture(*i));
         if op.axis != 1 || !pictures || !node.inputs.iter().any(in_blocks) {
@@ -246,7 +304,7 @@ impl Layout<'_> {
             lanes.extend(channels.lanes.iter().copied());
         }
         let lanes = Array1::from_vec(lanes).into_dyn();
-        Ok(Some(Value { planes: None, blocks: Some(Channels { lanes, size }) }))
+        Ok(Some(Value::in_blocks(Channels { lanes, size })))
     }
 
     /// Element-wise steps on a picture that is in blocks.
@@ -291,7 +349,7 @@ impl Layout<'_> {
         let sum = map::GlobalSum { channels, pixels: height * width };
         let op = Fast::new(self.isa, sum, &[1, channels, 1, 1]);
         let outlet = self.target.wire_node(&node.name, op, &[input])?[0];
-        Ok(Some(Value { planes: Some(outlet), blocks: None }))
+        Ok(Some(Value::in_planes(outlet)))
     }
 
     /// Wires a kernel whose output is a whole tensor of blocks.
@@ -304,7 +362,7 @@ impl Layout<'_> {
         size: [usize; 2],
     ) -> TractResult<Value> {
         let outlet = self.target.wire_node(name, op, inputs)?[0];
-        Ok(Value { planes: None, blocks: Some(Channels::of(outlet, channels, size)) })
+        Ok(Value::in_blocks(Channels::of(outlet, channels, size)))
     }
 
     fn value(&self, outlet: OutletId) -> TractResult<Value> {
@@ -322,12 +380,29 @@ impl Layout<'_> {
         if let Some(planes) = value.planes {
             return Ok(planes);
         }
-        let input = self.blocks(outlet)?;
         let fact = self.model.outlet_fact(outlet)?;
-        let shape = fact.shape.as_concrete().context("a size is not fixed")?;
-        let channels = shape[1..shape.len() - 2].iter().product();
-        let op = Fast::new(self.isa, ToPlanes { channels }, shape);
-        let planes = self.target.wire_node(self.name(outlet, "planes"), op, &[input])?[0];
+        let mut shape: TVec<usize> =
+            fact.shape.as_concrete().context("a size is not fixed")?.into();
+        let name = self.name(outlet, "planes");
+        let planes = match value.pixels {
+            Some(pictures) => {
+                let mut parts: TVec<OutletId> = tvec!();
+                for (i, picture) in pictures.iter().enumerate() {
+                    let name = format!("{name}.{i}");
+                    shape[2] = picture.size[0] * picture.size[1];
+                    let tensor = self.gather(&name, picture)?;
+                    let op = Fast::new(self.isa, ToPlanes { channels: shape[1] }, &shape);
+                    parts.push(self.target.wire_node(name, op, &[tensor])?[0]);
+                }
+                self.target.wire_node(name, TypedConcat { axis: 2 }, &parts)?[0]
+            }
+            None => {
+                let input = self.blocks(outlet)?;
+                let channels = shape[1..shape.len() - 2].iter().product();
+                let op = Fast::new(self.isa, ToPlanes { channels }, &shape);
+                self.target.wire_node(name, op, &[input])?[0]
+            }
+        };
         self.values.entry(outlet).or_default().planes = Some(planes);
         Ok(planes)
     }
@@ -351,18 +426,24 @@ impl Layout<'_> {
     /// `outlet` as one tensor of blocks, its channels in order.
     fn blocks(&mut self, outlet: OutletId) -> TractResult<OutletId> {
         let channels = self.channels(outlet)?;
-        if let Some(tensor) = channels.whole(&self.target) {
-            return Ok(tensor);
-        }
-        let (tensors, list) = channels.tensors();
-        let (count, size) = (list.len(), channels.size);
-        let gather = Gather { channels: list, pixels: size[0] * size[1] };
-        let op = Fast::new(self.isa, gather, &block_shape(count, size));
-        let tensor = self.target.wire_node(self.name(outlet, "gather"), op, &tensors)?[0];
-        let mut gathered = Channels::of(tensor, count, size);
+        let tensor = self.gather(&self.name(outlet, "blocks"), &channels)?;
+        let mut gathered = Channels::of(tensor, channels.lanes.len(), channels.size);
         gathered.lanes = gathered.lanes.into_shape_with_order(channels.lanes.raw_dim())?;
         self.values.entry(outlet).or_default().blocks = Some(gathered);
         Ok(tensor)
+    }
+
+    /// `channels` as one tensor of blocks, in order: itself, if it is one already.
+    fn gather(&mut self, name: &str, channels: &Channels) -> TractResult<OutletId> {
+        if let Some(tensor) = channels.whole(&self.target) {
+            return Ok(tensor);
+        }
+        let mut tensors = Tensors::default();
+        let (list, size) = (tensors.of(channels), channels.size);
+        let shape = block_shape(list.len(), size);
+        let gather = Gather { channels: list, pixels: size[0] * size[1] };
+        let op = Fast::new(self.isa, gather, &shape);
+        Ok(self.target.wire_node(format!("{name}.gather"), op, &tensors.0)?[0])
     }
 
     /// A name for the conversion of `outlet` to another `form`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tract_onnx::tract_core::internal::*;
 
-use super::blocks;
+use super::blocks::{self, Run};
 use super::conv::{Channel, Conv};
 use super::depthwise::Depthwise;
 use super::geometry::Geometry;
@@ -214,5 +214,27 @@ impl Kernel for Gather {
     }
     fn run(&self, _: Isa, inputs: &[&[f32]], y: &mut [f32]) {
         blocks::gather(inputs, &self.channels, self.pixels, y);
+    }
+}
+
+/// Pictures, one after the other, as pixels with their channels together.
+#[derive(Debug)]
+pub struct ToPixels {
+    /// Channels of every picture.
+    pub channels: usize,
+    /// Pixels of each picture, and where its channels come from.
+    pub pictures: Vec<(usize, Vec<Run>)>,
+}
+
+impl Kernel for ToPixels {
+    fn name(&self) -> &'static str {
+        "FastToPixels"
+    }
+    fn run(&self, _: Isa, inputs: &[&[f32]], mut y: &mut [f32]) {
+        for (pixels, runs) in &self.pictures {
+            let (picture, rest) = y.split_at_mut(pixels * self.channels);
+            blocks::to_pixels(inputs, runs, picture);
+            y = rest;
+        }
     }
 }

@@ -30,12 +30,12 @@ pub fn part(len: usize, i: usize, n: usize) -> std::ops::Range<usize> {
 }
 
 /// Runs `work(0)` to `work(n - 1)`, in any order.
-pub fn each(n: usize, work: impl Fn(usize) + Sync) {
+pub fn each(n: usize, work: impl Fn(usize) + Sync + Send) {
     // Outside of a pool, rayon would start its global one.
     if n <= 1 || threads() == 1 {
         (0..n).for_each(work);
     } else {
-        (0..n).into_par_iter().with_max_len(1).for_each(|i| work(i));
+        (0..n).into_par_iter().with_max_len(1).for_each(work);
     }
 }
 

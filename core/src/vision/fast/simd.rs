@@ -11,7 +11,7 @@
 pub const LANES: usize = 16;
 
 /// Coefficients of [`Lanes::exp2_of_product`], constant first.
-const POW2: [f32; 6] = [1.0000001, 0.69314694, 0.2402212, 0.05550713, 0.009675541, 0.0013276471];
+const POW2: [f32; 6] = [1.0, 0.693147, 0.24022247, 0.05550711, 0.009671292, 0.0013269535];
 
 /// Sixteen `f32`.
 ///
@@ -240,8 +240,8 @@ macro_rules! lanes {
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> Self {
-                let mut r = unsafe { [$load(p); $count] };
-                for i in 1..$count {
+                let mut r = unsafe { [$splat(0.0); $count] };
+                for i in 0..$count {
                     r[i] = unsafe { $load(p.add(i * $width)) };
                 }
                 Self(r)
