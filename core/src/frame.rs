@@ -242,35 +242,30 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     hash
 }
 
-/// Side of the grid of samples a still picture is judged on.
-const GRID: u32 = 64;
+/// Rows a still picture is judged on.
+const ROWS: u32 = 48;
 
-/// Judges one picture by itself, from a grid of 64 by 64 luma samples with their right-hand
-/// neighbours.
+/// Judges one picture by itself, from the luma along 48 rows.
 fn judge_still(frame: &Frame) -> PictureHealth {
-    let (w, h) = (frame.width(), frame.height());
-    let luma = |x: u32, y: u32| {
-        let i = (y as usize * w as usize + x as usize) * 3;
-        let p = &frame.pixels()[i..i + 3];
-        // BT.601 weights in 8-bit fixed point.
-        (77.0 * f32::from(p[0]) + 150.0 * f32::from(p[1]) + 29.0 * f32::from(p[2])) / 256.0
-    };
-    let [mut sum, mut squares, mut steps, mut steepest, mut n] = [0.0_f32; 5];
-    let mut burnt = 0.0_f32;
-    for gy in 0..GRID {
-        for gx in 0..GRID {
-            let (x, y) = (gx * w / GRID, gy * h / GRID);
-            let here = luma(x, y);
-            let beside = luma((x + 1).min(w - 1), y);
-            sum += here;
-            squares += here * here;
-            let step = here - beside;
+    let (w, h) = (frame.width() as usize, frame.height());
+    let [mut sum, mut squares, mut steps, mut steepest, mut burnt] = [0.0_f64; 5];
+    for row in 0..ROWS {
+        let y = ((2 * row + 1) * h / (2 * ROWS)) as usize;
+        let mut before = None;
+        for p in frame.pixels()[y * w * 3..(y + 1) * w * 3].as_chunks::<3>().0 {
+            // BT.601 weights in 8-bit fixed point.
+            let [r, g, b] = p.map(f64::from);
+            let luma = (77.0 * r + 150.0 * g + 29.0 * b) / 256.0;
+            sum += luma;
+            squares += luma * luma;
+            burnt += f64::from(luma >= 250.0);
+            let step = luma - before.unwrap_or(luma);
             steps += step * step;
             steepest = steepest.max(step.abs());
-            burnt += f32::from(here >= 250.0);
-            n += 1.0;
+            before = Some(luma);
         }
     }
+    let n = (ROWS as usize * w) as f64;
     let mean = sum / n;
     let variance = (squares / n - mean * mean).max(0.0);
     // For white noise the expected squared step is twice the variance; neighbours in a

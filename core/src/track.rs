@@ -410,12 +410,12 @@ mod tests {
 
     #[test]
     fn a_class_change_stays_the_same_track() {
-        let tracker = feed([
-            frame(0, vec![sighting(Class::Dog, Class::Dog)]),
-            frame(100, vec![sighting(Class::Cat, Class::Cat)]),
-        ]);
-        assert_eq!(tracker.tracks().len(), 1);
-        assert!(tracker.tracks()[0].cat > tracker.tracks()[0].dog - 3.0);
+        let first = frame(0, vec![sighting(Class::Dog, Class::Dog)]);
+        let before = feed([first.clone()]).tracks()[0].clone();
+        let after = feed([first, frame(100, vec![sighting(Class::Cat, Class::Cat)])]);
+        let [after] = after.tracks() else { panic!("not one track: {after:?}") };
+        assert_eq!(after.id, before.id);
+        assert!(after.dog < before.dog && after.cat > before.cat);
     }
 
     #[test]

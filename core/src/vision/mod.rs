@@ -1,3 +1,217 @@
 //! Pictures in, sightings out: model manifests, the only preprocessing, and the networks.
+//!
+//! The detector says *where*, the classifier says *what*. Without a detector the classifier's
+//! heat map says where; without a classifier the sightings carry no classification, and the door
+//! does not open on them.
 
+mod classify;
+pub mod decode;
+mod detect;
 pub mod fast;
+mod localise;
+pub mod manifest;
+mod model;
+pub mod network;
+mod onnx;
+mod prepare;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use thiserror::Error;
+
+pub use classify::{Classifier, ClassifierOutput, Framing, probabilities};
+pub use detect::Detector;
+pub use localise::{HeatMap, Localisation, Localiser};
+pub use manifest::{Manifest, ManifestError, Task};
+pub use model::{Model, sha256};
+pub use network::NetworkError;
+
+use crate::frame::Frame;
+use crate::sight::{Class, Detection, Sighting};
+use crate::units::Rect;
+
+/// Boxes of animals that overlap more than this (IoU) are one animal, whatever their labels.
+pub const SAME_ANIMAL_IOU: f32 = 0.6;
+/// The box of an animal is grown by this share of its size on each side before it is classified.
+pub const CROP_PADDING: f32 = 0.1;
+/// Most animals classified in one frame, best detector score first. Those beyond stay without a
+/// classification, so they never speak for opening.
+pub const MAX_CROPS: usize = 4;
+
+/// A stage of [`Vision::look`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Cutting, resizing and normalising; once per network and crop.
+    Resize,
+    /// The detector, or the heat map in its place, with decoding.
+    Detect,
+    /// The classifier; once per crop.
+    Classify,
+}
+
+/// Why perception failed.
+#[derive(Debug, Error)]
+pub enum VisionError {
+    /// A manifest that is wrong.
+    #[error("the model's manifest is wrong")]
+    Manifest(#[from] ManifestError),
+    /// The file is not the one the manifest describes.
+    #[error(
+        "model {model}: the ONNX has sha256 {got}, the manifest says {expected}; fetch the file \
+         again"
+    )]
+    Sha256 {
+        /// The model.
+        model: String,
+        /// What the manifest says.
+        expected: String,
+        /// What the file has.
+        got: String,
+    },
+    /// The network cannot be used.
+    #[error("model {model} cannot be used")]
+    Network {
+        /// The model.
+        model: String,
+        /// Why.
+        #[source]
+        source: NetworkError,
+    },
+    /// A network outside a model.
+    #[error("a network cannot be used")]
+    Unnamed(#[from] NetworkError),
+    /// A model used for what it does not do.
+    #[error("model {model} is a {is}; a {wanted} is needed here")]
+    Task {
+        /// The model.
+        model: String,
+        /// What it is.
+        is: Task,
+        /// What it should be.
+        wanted: Task,
+    },
+    /// NaN or infinity in a network's output.
+    #[error("model {model} gave a value that is not a finite number; its answer is not used")]
+    NotFinite {
+        /// The model.
+        model: String,
+    },
+    /// A label number without a name.
+    #[error("model {model} reported label {label}, which its manifest does not name")]
+    UnknownLabel {
+        /// The model.
+        model: String,
+        /// The number.
+        label: f32,
+    },
+    /// The resizer refused.
+    #[error("the picture cannot be resized: {0}")]
+    Resize(String),
+    /// Neither a classifier nor a detector.
+    #[error("no model is given; a classifier, a detector or both are needed")]
+    NoModel,
+}
+
+/// The networks of a door.
+pub struct Vision {
+    classifier: Option<Classifier>,
+    finder: Finder,
+}
+
+/// What says where things are.
+enum Finder {
+    Detector(Box<Detector>),
+    Localiser(Box<Localiser>),
+}
+
+impl Vision {
+    /// With a classifier only, its heat map says where things are.
+    ///
+    /// # Errors
+    /// If neither is given, a model is of the other kind, or a classifier alone cannot be made
+    /// fully convolutional.
+    pub fn new(classifier: Option<Model>, detector: Option<Model>) -> Result<Self, VisionError> {
+        let finder = match (&classifier, detector) {
+            (_, Some(model)) => Finder::Detector(Box::new(Detector::new(model)?)),
+            (Some(model), None) => Finder::Localiser(Box::new(Localiser::new(model)?)),
+            (None, None) => return Err(VisionError::NoModel),
+        };
+        let classifier = classifier.map(Classifier::new).transpose()?;
+        Ok(Self { classifier, finder })
+    }
+
+    /// The classifier, if there is one.
+    pub const fn classifier(&mut self) -> Option<&mut Classifier> {
+        self.classifier.as_mut()
+    }
+
+    /// The detector, if there is one.
+    pub fn detector(&mut self) -> Option<&mut Detector> {
+        match &mut self.finder {
+            Finder::Detector(detector) => Some(detector),
+            Finder::Localiser(_) => None,
+        }
+    }
+
+    /// The localiser, if it stands in for a detector.
+    pub fn localiser(&mut self) -> Option<&mut Localiser> {
+        match &mut self.finder {
+            Finder::Detector(_) => None,
+            Finder::Localiser(localiser) => Some(localiser),
+        }
+    }
+
+    /// Finds the animals and persons in `region` of `frame` and says what the animals are, best
+    /// detector score first. One animal is one sighting. `lap` is called as each stage ends, so
+    /// that the caller can time them.
+    ///
+    /// # Errors
+    /// If a network fails or gives values that are not finite.
+    pub fn look(
+        &mut self,
+        frame: &Frame,
+        region: Rect,
+        lap: &mut dyn FnMut(Stage),
+    ) -> Result<Vec<Sighting>, VisionError> {
+        let found = match &mut self.finder {
+            Finder::Detector(detector) => detector.detect_timed(frame, region, lap)?,
+            Finder::Localiser(localiser) => {
+                localiser.localise_timed(frame, region, lap)?.detections
+            }
+        };
+        let mut crops = 0;
+        let mut seen = Vec::new();
+        for detection in one_box_each(found) {
+            let classification = match &mut self.classifier {
+                Some(classifier) if detection.class != Class::Person && crops < MAX_CROPS => {
+                    crops += 1;
+                    let crop = detection.rect.padded(CROP_PADDING);
+                    let answer = classifier.classify_timed(frame, crop, Framing::Crop, lap)?;
+                    Some(answer.classification())
+                }
+                _ => None,
+            };
+            seen.push(Sighting { detection, classification });
+        }
+        Ok(seen)
+    }
+}
+
+/// The animals and persons among `found`, which is best first: of animals that overlap more than
+/// [`SAME_ANIMAL_IOU`] only the best, whatever their labels; persons apart from animals.
+fn one_box_each(found: Vec<Detection>) -> Vec<Detection> {
+    let mut kept: Vec<Detection> = Vec::new();
+    for candidate in found {
+        let person = candidate.class == Class::Person;
+        let doubled = |k: &Detection| {
+            (k.class == Class::Person) == person && k.rect.iou(candidate.rect) > SAME_ANIMAL_IOU
+        };
+        if candidate.class != Class::Nothing && !kept.iter().any(doubled) {
+            kept.push(candidate);
+        }
+    }
+    kept
+}

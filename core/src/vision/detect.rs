@@ -1,0 +1,75 @@
+//! The detector: what is where in a picture.
+
+use super::decode;
+use super::manifest::Task;
+use super::model::Model;
+use super::prepare::Preparer;
+use super::{Stage, VisionError};
+use crate::frame::Frame;
+use crate::sight::Detection;
+use crate::units::{Rect, Score};
+
+/// A detector and its buffers.
+pub struct Detector {
+    model: Model,
+    preparer: Preparer,
+}
+
+impl Detector {
+    /// Takes `model` for a detector.
+    ///
+    /// # Errors
+    /// If it is a classifier.
+    pub fn new(model: Model) -> Result<Self, VisionError> {
+        let model = model.doing(Task::Detector)?;
+        let input = &model.manifest.input;
+        let preparer = Preparer::new(input, input.width(), input.height());
+        Ok(Self { model, preparer })
+    }
+
+    /// The model.
+    pub const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Everything the network sees in `region` of `frame` with a score above the manifest's
+    /// floor, best first. One thing may appear under several labels.
+    ///
+    /// # Errors
+    /// If the network fails, gives a value that is not finite, or a label without a name.
+    pub fn detect(&mut self, frame: &Frame, region: Rect) -> Result<Vec<Detection>, VisionError> {
+        self.detect_timed(frame, region, &mut |_| {})
+    }
+
+    pub(super) fn detect_timed(
+        &mut self,
+        frame: &Frame,
+        region: Rect,
+        lap: &mut dyn FnMut(Stage),
+    ) -> Result<Vec<Detection>, VisionError> {
+        let resize = self.model.manifest.input.resize;
+        let preparer = &mut self.preparer;
+        let placed =
+            self.model.network.fill(|out| preparer.prepare(frame, region, resize, out))?;
+        lap(Stage::Resize);
+        let values = self.model.run()?;
+        let manifest = &self.model.manifest;
+        let outputs = values.floats(&manifest.name)?;
+        let found = decode::decode(manifest, &outputs).map_err(|unknown| {
+            VisionError::UnknownLabel { model: manifest.name.clone(), label: unknown.0 }
+        })?;
+        let detections = found
+            .into_iter()
+            .filter_map(|found| {
+                Some(Detection {
+                    rect: placed.to_frame(found.bounds)?,
+                    class: self.model.classes[found.label],
+                    label: manifest.labels.names[found.label].clone(),
+                    score: Score::clamped(found.score),
+                })
+            })
+            .collect();
+        lap(Stage::Detect);
+        Ok(detections)
+    }
+}

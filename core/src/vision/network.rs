@@ -1,0 +1,198 @@
+//! A network that can run: the one place that builds a runnable plan, and with [`super::onnx`]
+//! the only file that names tract.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use thiserror::Error;
+use tract_onnx::pb::ModelProto;
+use tract_onnx::prelude::*;
+
+/// Why a network cannot be loaded or run. The caller adds which model it was.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// Not ONNX.
+    #[error("the file is not ONNX, or is damaged or cut short; fetch it again")]
+    Parse(#[source] Box<dyn Error + Send + Sync>),
+    /// ONNX whose parts do not fit.
+    #[error("the ONNX graph is damaged: {0}")]
+    Graph(String),
+    /// The input is not as expected.
+    #[error("its input is {got}, the manifest says {expected}")]
+    Input {
+        /// What the manifest says.
+        expected: String,
+        /// What the ONNX has.
+        got: String,
+    },
+    /// An output is missing or has another shape.
+    #[error("its output `{name}` is {got}, the manifest needs {expected}")]
+    Output {
+        /// The output.
+        name: String,
+        /// What the manifest needs.
+        expected: String,
+        /// What the ONNX has.
+        got: String,
+    },
+    /// A form that the runtime does not know.
+    #[error("the network cannot be prepared; is it exported with a known opset (9 to 18)?")]
+    Prepare(#[source] Box<dyn Error + Send + Sync>),
+    /// The runtime panicked over it.
+    #[error("the network has a form that the runtime breaks on")]
+    Broken,
+    /// It stopped while running.
+    #[error("the network failed while running")]
+    Run(#[source] Box<dyn Error + Send + Sync>),
+    /// Asked for a heat map of a network that has none.
+    #[error(
+        "it does not end in global average pooling and one linear layer, so it cannot say where \
+         things are; use a detector beside it"
+    )]
+    NotConvolutional,
+}
+
+/// A network prepared for one size of input.
+///
+/// [`Network::fill`] its input, then [`Network::run`]. The input's memory is reused.
+pub struct Network {
+    plan: Arc<TypedRunnableModel>,
+    input: Arc<Tensor>,
+    outputs: Vec<(String, Vec<usize>)>,
+}
+
+impl Network {
+    /// Prepares `model` for the input `name` of f32 `[1, 3, height, width]`.
+    ///
+    /// # Errors
+    /// If the input has another name or shape, an output's shape is not fixed by the input's, or
+    /// tract does not know an operator.
+    pub(super) fn load(
+        model: &ModelProto,
+        name: &str,
+        shape: [usize; 4],
+    ) -> Result<Self, NetworkError> {
+        // tract panics on some malformed graphs; that is this file's fault, not the program's.
+        catch_unwind(AssertUnwindSafe(|| Self::prepare(model, name, shape)))
+            .unwrap_or(Err(NetworkError::Broken))
+    }
+
+    fn prepare(model: &ModelProto, name: &str, shape: [usize; 4]) -> Result<Self, NetworkError> {
+        let prepare = |e: TractError| NetworkError::Prepare(e.into());
+        let inferred = tract_onnx::onnx().model_for_proto_model(model).map_err(prepare)?;
+        check_input(&inferred, name, shape)?;
+        let inferred = inferred.with_input_fact(0, f32::fact(shape).into()).map_err(prepare)?;
+        let typed = optimise(inferred).map_err(prepare)?;
+        let names = model.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
+        let mut outputs = Vec::new();
+        for (name, outlet) in names.zip(typed.outputs.iter()) {
+            let fact = typed.outlet_fact(*outlet).map_err(prepare)?;
+            let Some(shape) = fact.shape.as_concrete() else {
+                return Err(NetworkError::Output {
+                    name,
+                    expected: "a shape fixed by the input's".into(),
+                    got: format!("{:?}", fact.shape),
+                });
+            };
+            outputs.push((name, shape.to_vec()));
+        }
+        let plan = typed.into_runnable().map_err(prepare)?;
+        let input = Arc::new(Tensor::zero::<f32>(&shape).map_err(prepare)?);
+        Ok(Self { plan, input, outputs })
+    }
+
+    /// The outputs in the order of the ONNX: name and shape.
+    pub fn outputs(&self) -> &[(String, Vec<usize>)] {
+        &self.outputs
+    }
+
+    /// Lets `write` fill the input: its values in the order batch, channel, row, column, as the
+    /// last run left them.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn fill<T, E: From<NetworkError>>(
+        &mut self,
+        write: impl FnOnce(&mut [f32]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let run = |e: TractError| NetworkError::Run(e.into());
+        // A plan lets go of its input when it has run; if it ever does not, a copy is made.
+        let tensor = Arc::make_mut(&mut self.input);
+        let mut plain = tensor.try_as_plain_ram_mut().map_err(run)?;
+        write(plain.as_slice_mut::<f32>().map_err(run)?)
+    }
+
+    /// Runs the network on its input.
+    ///
+    /// # Errors
+    /// If an operator fails.
+    pub fn run(&mut self) -> Result<Outputs, NetworkError> {
+        let run = |e: TractError| NetworkError::Run(e.into());
+        let values = self.plan.run(tvec!(Arc::clone(&self.input).into_tvalue())).map_err(run)?;
+        Ok(Outputs(values))
+    }
+}
+
+/// What a network gave.
+pub struct Outputs(TVec<TValue>);
+
+impl Outputs {
+    /// The values of output `index`, row-major, as f32.
+    ///
+    /// # Errors
+    /// If there is no such output, or its values are not numbers.
+    pub fn floats(&self, index: usize) -> Result<Cow<'_, [f32]>, NetworkError> {
+        let run = |e: TractError| NetworkError::Run(e.into());
+        let tensor = self
+            .0
+            .get(index)
+            .ok_or_else(|| run(TractError::msg(format!("there is no output {index}"))))?;
+        let plain = tensor.try_as_plain_ram().map_err(run)?;
+        match tensor.datum_type() {
+            DatumType::F32 => Ok(Cow::Borrowed(plain.as_slice::<f32>().map_err(run)?)),
+            DatumType::I64 => {
+                let numbers = plain.as_slice::<i64>().map_err(run)?;
+                Ok(Cow::Owned(numbers.iter().map(|v| *v as f32).collect()))
+            }
+            other => Err(run(TractError::msg(format!("output {index} holds {other:?}")))),
+        }
+    }
+}
+
+/// Turns a graph as read into the form that runs.
+fn optimise(model: InferenceModel) -> TractResult<TypedModel> {
+    model.into_optimized()
+}
+
+fn check_input(
+    model: &InferenceModel,
+    name: &str,
+    shape: [usize; 4],
+) -> Result<(), NetworkError> {
+    let wrong = |got: String| NetworkError::Input {
+        expected: format!("`{name}` of shape {shape:?}"),
+        got,
+    };
+    let [outlet] = model.inputs[..] else {
+        return Err(wrong(format!("{} tensors", model.inputs.len())));
+    };
+    let found = &model.node(outlet.node).name;
+    let fact = model.outlet_fact(outlet).map_err(|e| NetworkError::Prepare(e.into()))?;
+    let kind = fact.datum_type.concretize();
+    let dims: Vec<Option<usize>> = fact
+        .shape
+        .dims()
+        .map(|d| d.concretize().and_then(|d| d.to_usize().ok()))
+        .collect();
+    let fits = dims.len() == 4
+        && dims.iter().zip(shape).all(|(has, wants)| has.is_none_or(|has| has == wants));
+    if found == name && fits && kind.is_none_or(|k| k == f32::datum_type()) {
+        return Ok(());
+    }
+    let dims: Vec<String> =
+        dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
+    let kind = kind.map_or(String::new(), |k| format!(" of {k:?}"));
+    Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
+}

@@ -1,0 +1,355 @@
+//! Real pictures through real networks, against results made independently with Pillow and
+//! onnxruntime (`../shared/models/reference_detections.json`; its note says how).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pawlatch_core::frame::Frame;
+use pawlatch_core::sight::{Class, Detection};
+use pawlatch_core::units::{Rect, Uptime};
+use pawlatch_core::vision::{
+    Classifier, Detector, Framing, Localiser, Manifest, Model, Vision, sha256,
+};
+use serde::Deserialize;
+
+/// Scores may differ by this much from the reference, where it is sure (0.5 and more). Our JPEG
+/// decoder and resizer round differently by a level here and there, and the reference's own probe
+/// shows shifts of up to 0.28 for noise of two levels.
+const SCORE_TOLERANCE: f32 = 0.05;
+/// Boxes of the reference and ours overlap at least this much (IoU).
+const BOX_TOLERANCE: f32 = 0.9;
+/// Median difference of scores over all matched detections.
+const MEDIAN_TOLERANCE: f32 = 0.005;
+/// Probabilities may differ by this much from the reference.
+const PROBABILITY_TOLERANCE: f32 = 0.01;
+/// Weights stored as f16 change a probability by no more than this.
+const HALF_TOLERANCE: f32 = 0.005;
+
+#[derive(Deserialize)]
+struct Reference {
+    images: Vec<Image>,
+    models: std::collections::BTreeMap<String, Vec<Picture>>,
+    efficientnet_lite0: Vec<Probabilities>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    file: String,
+    sha256_rgb: String,
+}
+
+#[derive(Deserialize)]
+struct Picture {
+    file: String,
+    detections: Vec<Expected>,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    label: String,
+    score: f32,
+    #[serde(rename = "box")]
+    bounds: [f32; 4],
+}
+
+#[derive(Deserialize)]
+struct Probabilities {
+    file: String,
+    top5: Vec<Top>,
+    p_dog: f32,
+    p_cat: f32,
+}
+
+#[derive(Deserialize)]
+struct Top {
+    index: usize,
+    prob: f32,
+}
+
+/// The directory of shared data beside the repository. Where there is none, the test is skipped,
+/// but not in continuous integration.
+fn shared() -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    assert!(std::env::var_os("CI").is_none(), "../shared is absent");
+    eprintln!("skipped: ../shared is absent");
+    None
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn text(path: &Path) -> String {
+    String::from_utf8(read(path)).unwrap()
+}
+
+fn reference(shared: &Path) -> Reference {
+    serde_json::from_slice(&read(&shared.join("models/reference_detections.json"))).unwrap()
+}
+
+fn picture(shared: &Path, file: &str) -> Frame {
+    Frame::decode(read(&shared.join("data/detect/images").join(file)), Uptime::ZERO).unwrap()
+}
+
+fn shipped_classifier() -> Model {
+    let dir = repository().join("models/efficientnet_lite0");
+    let mut manifest = Manifest::parse(&text(&dir.join("model.toml"))).unwrap();
+    // The reference is of the bare network.
+    manifest.calibration = None;
+    Model::from_parts(manifest, &read(&dir.join("efficientnet_lite0.onnx"))).unwrap()
+}
+
+fn coco_detector(shared: &Path, name: &str, floor: f32) -> Detector {
+    let manifest = repository().join("tests/manifests").join(format!("{name}.toml"));
+    let mut manifest = Manifest::parse(&text(&manifest)).unwrap();
+    manifest.thresholds.score_floor = floor;
+    let onnx = read(&shared.join("models").join(name).join(&manifest.file));
+    Detector::new(Model::from_parts(manifest, &onnx).unwrap()).unwrap()
+}
+
+/// How our detections agree with the reference's.
+#[derive(Default)]
+struct Agreement {
+    matched: usize,
+    differences: Vec<f32>,
+    worst_iou: f32,
+    faults: Vec<String>,
+}
+
+impl Agreement {
+    /// Matches each of the reference's detections with ours, and what we are sure of with the
+    /// reference.
+    fn add(&mut self, frame: &Frame, expected: &Picture, ours: &[Detection]) {
+        let (w, h) = (frame.width() as f32, frame.height() as f32);
+        let mut left: Vec<&Detection> = ours.iter().collect();
+        for e in &expected.detections {
+            let [x0, y0, x1, y1] = e.bounds;
+            let rect = Rect::clipped(x0 / w, y0 / h, x1 / w, y1 / h).unwrap();
+            let best = (0..left.len())
+                .filter(|i| left[*i].label == e.label)
+                .max_by(|a, b| left[*a].rect.iou(rect).total_cmp(&left[*b].rect.iou(rect)));
+            match best {
+                Some(i) if left[i].rect.iou(rect) >= 0.7 => {
+                    let found = left.remove(i);
+                    let (iou, off) = (found.rect.iou(rect), (found.score.get() - e.score).abs());
+                    self.matched += 1;
+                    self.differences.push(off);
+                    self.worst_iou = self.worst_iou.min(iou);
+                    if e.score >= 0.5 && (off > SCORE_TOLERANCE || iou < BOX_TOLERANCE) {
+                        self.faults.push(format!(
+                            "{}: {} {} is {:?}, IoU {iou}",
+                            expected.file, e.label, e.score, found.score
+                        ));
+                    }
+                }
+                _ if e.score >= 0.5 => {
+                    self.faults.push(format!("{}: no {} {}", expected.file, e.label, e.score));
+                }
+                _ => {}
+            }
+        }
+        for extra in left.iter().filter(|d| d.score.get() >= 0.5) {
+            self.faults.push(format!("{}: too much, {extra:?}", expected.file));
+        }
+    }
+}
+
+fn check_detector(name: &str, reference_name: &str) {
+    let Some(shared) = shared() else { return };
+    let reference = reference(&shared);
+    let expected = &reference.models[reference_name];
+    assert_eq!(expected.len(), 40);
+    // A little below the reference's 0.3, for those at the border.
+    let mut detector = coco_detector(&shared, name, 0.25);
+    let mut agreement = Agreement { worst_iou: 1.0, ..Agreement::default() };
+    for picture_expected in expected {
+        let frame = picture(&shared, &picture_expected.file);
+        let ours = detector.detect(&frame, Rect::WHOLE).unwrap();
+        agreement.add(&frame, picture_expected, &ours);
+    }
+    let total: usize = expected.iter().map(|p| p.detections.len()).sum();
+    agreement.differences.sort_by(f32::total_cmp);
+    let at = |share: f32| agreement.differences[(share * (agreement.matched - 1) as f32) as usize];
+    eprintln!(
+        "{name}: {} of {total} matched; score difference median {} p95 {} max {}; least IoU {}",
+        agreement.matched,
+        at(0.5),
+        at(0.95),
+        at(1.0),
+        agreement.worst_iou
+    );
+    assert!(agreement.faults.is_empty(), "{name}: {:#?}", agreement.faults);
+    assert!(agreement.matched * 100 >= total * 98, "{} of {total}", agreement.matched);
+    assert!(at(0.5) <= MEDIAN_TOLERANCE);
+}
+
+#[test]
+fn yolox_nano_equals_the_reference() {
+    check_detector("yolox_nano", "yolox_nano");
+}
+
+#[test]
+fn nanodet_plus_equals_the_reference() {
+    check_detector("nanodet_plus_m_416", "nanodet_plus_m_416");
+}
+
+#[test]
+fn deimv2_femto_equals_the_reference() {
+    check_detector("deimv2_femto", "deimv2_femto_static");
+}
+
+#[test]
+fn pictures_decode_to_the_reference_s_pixels_or_nearly() {
+    let Some(shared) = shared() else { return };
+    let reference = reference(&shared);
+    let same = (reference.images.iter())
+        .filter(|i| sha256(picture(&shared, &i.file).pixels()) == i.sha256_rgb)
+        .count();
+    eprintln!("{same} of {} pictures decode to identical pixels", reference.images.len());
+}
+
+#[test]
+fn efficientnet_lite0_equals_the_reference() {
+    let Some(shared) = shared() else { return };
+    let mut classifier = Classifier::new(shipped_classifier()).unwrap();
+    let mut worst = 0.0_f32;
+    for expected in reference(&shared).efficientnet_lite0 {
+        let frame = picture(&shared, &expected.file);
+        let answer = classifier.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap();
+        let mut near = |what: &str, ours: f32, theirs: f32| {
+            worst = worst.max((ours - theirs).abs());
+            assert!(
+                (ours - theirs).abs() <= PROBABILITY_TOLERANCE,
+                "{}: {what} {ours} is not {theirs}",
+                expected.file
+            );
+        };
+        near("dog", answer.probs.of(Class::Dog).get(), expected.p_dog);
+        near("cat", answer.probs.of(Class::Cat).get(), expected.p_cat);
+        for top in &expected.top5 {
+            near("label", answer.label_probs()[top.index], top.prob);
+        }
+        assert_eq!(answer.embedding.map(|e| e.len()), Some(1280));
+    }
+    eprintln!("EfficientNet-Lite0: greatest difference of a probability {worst}");
+}
+
+#[test]
+fn weights_stored_as_f16_change_nothing_that_matters() {
+    let Some(shared) = shared() else { return };
+    let onnx = read(&shared.join("models/efficientnet_lite0/efficientnet_lite0.onnx"));
+    let mut half = Classifier::new(shipped_classifier()).unwrap();
+    let mut manifest = half.model().manifest.clone();
+    manifest.sha256 = sha256(&onnx);
+    let mut full = Classifier::new(Model::from_parts(manifest, &onnx).unwrap()).unwrap();
+    let mut worst = 0.0_f32;
+    for image in reference(&shared).images {
+        let frame = picture(&shared, &image.file);
+        let mut classify = |c: &mut Classifier| {
+            c.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap()
+        };
+        let (a, b) = (classify(&mut half), classify(&mut full));
+        let off = a.label_probs().iter().zip(b.label_probs()).map(|(a, b)| (a - b).abs());
+        worst = worst.max(off.fold(0.0, f32::max));
+        let first = |o: &[f32]| (0..o.len()).max_by(|a, b| o[*a].total_cmp(&o[*b]));
+        assert_eq!(first(a.label_probs()), first(b.label_probs()), "{}", image.file);
+    }
+    eprintln!("f16 weights: greatest difference of a probability {worst}");
+    assert!(worst <= HALF_TOLERANCE, "{worst}");
+}
+
+#[test]
+fn every_combination_of_networks_looks_at_a_dog() {
+    let Some(shared) = shared() else { return };
+    let frame = picture(&shared, "asirra_dog_159.jpg");
+    let detector = || {
+        let manifest = text(&repository().join("tests/manifests/nanodet_plus_m_416.toml"));
+        let onnx = shared.join("models/nanodet_plus_m_416/nanodet_plus_m_416.onnx");
+        Model::load(&manifest, &read(&onnx)).unwrap()
+    };
+    for (classifier, with_detector) in [(true, true), (true, false), (false, true)] {
+        let mut vision = Vision::new(
+            classifier.then(shipped_classifier),
+            with_detector.then(detector),
+        )
+        .unwrap();
+        let seen = vision.look(&frame, Rect::WHOLE, &mut |_| {}).unwrap();
+        let dog = &seen[0];
+        assert_eq!(dog.detection.class, Class::Dog, "{seen:#?}");
+        let best = dog.classification.as_ref().map(|c| c.probs.best());
+        assert_eq!(best, classifier.then_some(Class::Dog), "{seen:#?}");
+    }
+}
+
+/// A picture with one boxed animal.
+#[derive(Deserialize)]
+struct Annotations {
+    images: Vec<AnnotatedImage>,
+    annotations: Vec<Annotation>,
+    categories: Vec<Category>,
+}
+
+#[derive(Deserialize)]
+struct AnnotatedImage {
+    id: u64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    image_id: u64,
+    category_id: u64,
+    bbox: [f32; 4],
+}
+
+#[derive(Deserialize)]
+struct Category {
+    id: u64,
+    name: String,
+}
+
+#[test]
+fn the_heat_map_finds_single_pets() {
+    let Some(shared) = shared() else { return };
+    let annotations: Annotations =
+        serde_json::from_slice(&read(&shared.join("data/detect/annotations.json"))).unwrap();
+    let pets: Vec<u64> = (annotations.categories.iter())
+        .filter(|c| c.name == "dog" || c.name == "cat")
+        .map(|c| c.id)
+        .collect();
+    let mut localiser = Localiser::new(&shipped_classifier()).unwrap();
+    let (mut found, mut total, mut ious) = (0, 0, Vec::new());
+    for image in &annotations.images {
+        let boxes: Vec<_> =
+            annotations.annotations.iter().filter(|a| a.image_id == image.id).collect();
+        let [only] = boxes[..] else { continue };
+        if !pets.contains(&only.category_id) {
+            continue;
+        }
+        let name = Path::new(&image.file_name).file_name().unwrap().to_str().unwrap();
+        let frame = picture(&shared, name);
+        let (w, h) = (frame.width() as f32, frame.height() as f32);
+        let [x, y, bw, bh] = only.bbox;
+        let truth = Rect::clipped(x / w, y / h, (x + bw) / w, (y + bh) / h).unwrap();
+        let answer = localiser.localise(&frame, Rect::WHOLE).unwrap();
+        let iou = answer.detections.first().map_or(0.0, |d| d.rect.iou(truth));
+        total += 1;
+        found += usize::from(iou > 0.5);
+        ious.push(iou);
+        if total == 120 {
+            break;
+        }
+    }
+    let share = found as f32 / total as f32;
+    eprintln!("heat map: IoU over 0.5 in {found} of {total} single pets");
+    assert!(total >= 100, "{total}");
+    // A box over the whole picture is right in 62 %.
+    assert!(share >= 0.75, "{share}");
+}
