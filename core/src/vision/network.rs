@@ -1,5 +1,5 @@
 //! A network that can run: the one place that builds a runnable plan, and with [`super::onnx`]
-//! the only file that names tract.
+//! and [`super::fast`] the only one that names tract.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -9,6 +9,10 @@ use std::sync::Arc;
 use thiserror::Error;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::DimLike;
+use tract_onnx::tract_hir::infer::Factoid;
+
+use super::fast::{self, OpTime};
 
 /// Why a network cannot be loaded or run. The caller adds which model it was.
 #[derive(Debug, Error)]
@@ -84,7 +88,7 @@ impl Network {
         let inferred = tract_onnx::onnx().model_for_proto_model(model).map_err(prepare)?;
         check_input(&inferred, name, shape)?;
         let inferred = inferred.with_input_fact(0, f32::fact(shape).into()).map_err(prepare)?;
-        let typed = optimise(inferred).map_err(prepare)?;
+        let typed = fast::optimise(inferred).map_err(prepare)?;
         let names = model.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
         let mut outputs = Vec::new();
         for (name, outlet) in names.zip(typed.outputs.iter()) {
@@ -133,6 +137,15 @@ impl Network {
         let values = self.plan.run(tvec!(Arc::clone(&self.input).into_tvalue())).map_err(run)?;
         Ok(Outputs(values))
     }
+
+    /// Runs the network on its input and times each operator with `clock`, in its unit.
+    ///
+    /// # Errors
+    /// If an operator fails.
+    pub fn profile(&mut self, clock: &mut dyn FnMut() -> u64) -> Result<Vec<OpTime>, NetworkError> {
+        let input = tvec!(Arc::clone(&self.input).into_tvalue());
+        fast::profile(&self.plan, input, clock).map_err(|e| NetworkError::Run(e.into()))
+    }
 }
 
 /// What a network gave.
@@ -161,38 +174,23 @@ impl Outputs {
     }
 }
 
-/// Turns a graph as read into the form that runs.
-fn optimise(model: InferenceModel) -> TractResult<TypedModel> {
-    model.into_optimized()
-}
-
-fn check_input(
-    model: &InferenceModel,
-    name: &str,
-    shape: [usize; 4],
-) -> Result<(), NetworkError> {
-    let wrong = |got: String| NetworkError::Input {
-        expected: format!("`{name}` of shape {shape:?}"),
-        got,
-    };
+fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<(), NetworkError> {
+    let wrong =
+        |got: String| NetworkError::Input { expected: format!("`{name}` of shape {shape:?}"), got };
     let [outlet] = model.inputs[..] else {
         return Err(wrong(format!("{} tensors", model.inputs.len())));
     };
     let found = &model.node(outlet.node).name;
     let fact = model.outlet_fact(outlet).map_err(|e| NetworkError::Prepare(e.into()))?;
     let kind = fact.datum_type.concretize();
-    let dims: Vec<Option<usize>> = fact
-        .shape
-        .dims()
-        .map(|d| d.concretize().and_then(|d| d.to_usize().ok()))
-        .collect();
+    let dims: Vec<Option<usize>> =
+        fact.shape.dims().map(|d| d.concretize().and_then(|d| d.to_usize().ok())).collect();
     let fits = dims.len() == 4
         && dims.iter().zip(shape).all(|(has, wants)| has.is_none_or(|has| has == wants));
     if found == name && fits && kind.is_none_or(|k| k == f32::datum_type()) {
         return Ok(());
     }
-    let dims: Vec<String> =
-        dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
+    let dims: Vec<String> = dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
     let kind = kind.map_or(String::new(), |k| format!(" of {k:?}"));
     Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
 }

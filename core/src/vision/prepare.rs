@@ -126,16 +126,11 @@ impl Preparer {
     ) -> Result<(), VisionError> {
         self.resized.resize(width * height * 3, 0);
         let refuse = |e: &dyn std::error::Error| VisionError::Resize(e.to_string());
-        let source =
-            ImageRef::new(frame.width(), frame.height(), frame.pixels(), PixelType::U8x3)
+        let source = ImageRef::new(frame.width(), frame.height(), frame.pixels(), PixelType::U8x3)
+            .map_err(|e| refuse(&e))?;
+        let mut target =
+            Image::from_slice_u8(width as u32, height as u32, &mut self.resized, PixelType::U8x3)
                 .map_err(|e| refuse(&e))?;
-        let mut target = Image::from_slice_u8(
-            width as u32,
-            height as u32,
-            &mut self.resized,
-            PixelType::U8x3,
-        )
-        .map_err(|e| refuse(&e))?;
         let options = self.options.crop(
             f64::from(part.x),
             f64::from(part.y),
@@ -289,11 +284,9 @@ mod tests {
         for (w, h) in [(1, 1), (1, 900), (900, 1)] {
             let frame = plain([9, 9, 9], w, h);
             let mut preparer = Preparer::new(&input(Colour::Rgb), 8, 4);
-            for resize in [
-                Resize::Stretch,
-                Resize::Crop { fraction: 0.875 },
-                Resize::Letterbox { fill: 9 },
-            ] {
+            for resize in
+                [Resize::Stretch, Resize::Crop { fraction: 0.875 }, Resize::Letterbox { fill: 9 }]
+            {
                 preparer.prepare(&frame, Rect::WHOLE, resize, &mut out).unwrap();
                 assert!(out[..32].iter().all(|v| *v == 9.0), "{w}x{h} {resize:?}");
             }

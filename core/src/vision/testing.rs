@@ -52,8 +52,10 @@ pub(super) fn detector(output: &str) -> Manifest {
 }
 
 pub(super) fn frame(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) -> Frame {
-    let pixels: Vec<u8> =
-        (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| pixel(x, y)).collect();
+    let pixels: Vec<u8> = (0..height)
+        .flat_map(|y| (0..width).map(move |x| (x, y)))
+        .flat_map(|(x, y)| pixel(x, y))
+        .collect();
     Frame::from_rgb(pixels, width, height, Uptime::ZERO).unwrap()
 }
 
@@ -81,10 +83,8 @@ impl Net {
             elem_type: DataType::Float as i32,
             shape: Some(TensorShapeProto { dim: [1, 3, side, side].map(dim).to_vec() }),
         };
-        let kind = TypeProto {
-            value: Some(type_proto::Value::TensorType(tensor)),
-            ..Default::default()
-        };
+        let kind =
+            TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
         let input =
             ValueInfoProto { name: "images".into(), r#type: Some(kind), ..Default::default() };
         Self(GraphProto { name: "tiny".into(), input: vec![input], ..Default::default() })

@@ -165,17 +165,18 @@ fn the_mean_of_efficientnet_s_map_is_its_logits() {
 #[test]
 fn other_spellings_of_the_head_are_known_and_other_heads_refused() {
     let net = || {
-        Net::new(32)
-            .floats("w", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-            .floats("b", &[2], &[0.5, -0.5])
+        Net::new(32).floats("w", &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).floats(
+            "b",
+            &[2],
+            &[0.5, -0.5],
+        )
     };
     let mean = net()
         .node("ReduceMean", &["images"], "pool", &[("axes*", &[2, 3]), ("keepdims", &[0])])
         .node("MatMul", &["pool", "w"], "linear", &[])
         .node("Add", &["linear", "b"], "logits", &[])
         .onnx(&["logits"]);
-    let map =
-        onnx::fully_convolutional(onnx::read(&mean).unwrap(), "logits").unwrap();
+    let map = onnx::fully_convolutional(onnx::read(&mean).unwrap(), "logits").unwrap();
     let mut network = Network::load(&map, "images", [1, 3, 2, 2]).unwrap();
     network.fill(|out| Ok::<_, NetworkError>(out.fill(1.0))).unwrap();
     assert_eq!(network.run().unwrap().floats(0).unwrap()[..5], [9.5, 9.5, 9.5, 9.5, 11.5]);
@@ -219,8 +220,7 @@ fn weights_stored_as_f16_are_widened() {
 fn looking_asks_the_classifier_about_every_animal() {
     let frame = two_colours();
     let both = |c: bool, d: bool| {
-        let mut vision =
-            Vision::new(c.then(classifier), d.then(detector)).unwrap();
+        let mut vision = Vision::new(c.then(classifier), d.then(detector)).unwrap();
         let mut stages = Vec::new();
         let seen = vision.look(&frame, Rect::WHOLE, &mut |s| stages.push(s)).unwrap();
         (seen, stages)
