@@ -52,8 +52,7 @@ impl Eye {
         let glance = self.gate.step(frame, self.followed);
         lap(Stage::Gate);
         let looked = glance.look && health == PictureHealth::Good;
-        let seen =
-            if looked { self.vision.look(frame, self.region, lap)? } else { Vec::new() };
+        let seen = if looked { self.vision.look(frame, self.region, lap)? } else { Vec::new() };
         if looked {
             self.followed = !seen.is_empty();
         }

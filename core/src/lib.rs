@@ -4,9 +4,11 @@
 
 pub mod door;
 pub mod event;
+pub mod eye;
 pub mod frame;
 pub mod gate;
 pub mod keeper;
+pub mod metrics;
 pub mod policy;
 pub mod sight;
 pub mod track;

@@ -1,1 +1,17 @@
-//! The appliance: cameras, latch, journal, command line.
+//! The appliance: cameras, latch, journal, and the loop that steps the core; and what the command
+//! line shows of it.
+
+pub mod appliance;
+pub mod camera;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod intent;
+pub mod journal;
+pub mod latch;
+pub mod models;
+pub mod overlay;
+pub mod replay;
+pub mod report;
+pub mod slot;
+pub mod systemd;

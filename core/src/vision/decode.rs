@@ -38,10 +38,7 @@ pub struct UnknownLabel(pub f32);
 ///
 /// # Errors
 /// If a set-prediction network reports a label that `manifest` does not name.
-pub fn decode(
-    manifest: &Manifest,
-    outputs: &[Cow<'_, [f32]>],
-) -> Result<Vec<Found>, UnknownLabel> {
+pub fn decode(manifest: &Manifest, outputs: &[Cow<'_, [f32]>]) -> Result<Vec<Found>, UnknownLabel> {
     let size = [manifest.input.width(), manifest.input.height()];
     let labels = manifest.labels.names.len();
     let floor = manifest.thresholds.score_floor;
@@ -94,7 +91,8 @@ pub(super) fn locate(
         Output::Softmax { name, embedding } | Output::Sigmoid { name, embedding } => {
             find(name, format!("[1, {labels}]"), &|s| s == [1, labels])?;
             if let Some(name) = embedding {
-                let fits = |s: &[usize]| s.len() >= 2 && s[0] == 1 && s[2..].iter().all(|d| *d == 1);
+                let fits =
+                    |s: &[usize]| s.len() >= 2 && s[0] == 1 && s[2..].iter().all(|d| *d == 1);
                 find(name, "[1, length of the embedding]".into(), &fits)?;
             }
         }
@@ -110,7 +108,10 @@ pub(super) fn locate(
             find(name, expected, &|s| s.len() == 3 && s[..2] == [1, rows] && bins(s[2]))?;
         }
         Output::Deim { labels: numbers, boxes, scores } => {
-            let queries = outputs.iter().find(|(n, _)| n == scores).map_or(0, |(_, s)| s.last().copied().unwrap_or(0));
+            let queries = outputs
+                .iter()
+                .find(|(n, _)| n == scores)
+                .map_or(0, |(_, s)| s.last().copied().unwrap_or(0));
             find(numbers, format!("[1, {queries}]"), &|s| s == [1, queries])?;
             find(boxes, format!("[1, {queries}, 4]"), &|s| s == [1, queries, 4])?;
             find(scores, "[1, queries]".into(), &|s| s == [1, queries])?;
@@ -286,9 +287,8 @@ fn best_first(found: &mut Vec<Found>) {
 pub(super) fn suppress(found: &[Found], nms_iou: f32) -> Vec<Found> {
     let mut kept: Vec<Found> = Vec::new();
     for candidate in found {
-        let doubled = |k: &Found| {
-            k.label == candidate.label && iou(&k.bounds, &candidate.bounds) > nms_iou
-        };
+        let doubled =
+            |k: &Found| k.label == candidate.label && iou(&k.bounds, &candidate.bounds) > nms_iou;
         if !kept.iter().any(doubled) {
             kept.push(*candidate);
         }

@@ -49,8 +49,7 @@ impl Detector {
     ) -> Result<Vec<Detection>, VisionError> {
         let resize = self.model.manifest.input.resize;
         let preparer = &mut self.preparer;
-        let placed =
-            self.model.network.fill(|out| preparer.prepare(frame, region, resize, out))?;
+        let placed = self.model.network.fill(|out| preparer.prepare(frame, region, resize, out))?;
         lap(Stage::Resize);
         let values = self.model.run()?;
         let manifest = &self.model.manifest;

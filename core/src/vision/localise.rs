@@ -2,7 +2,10 @@
 //! of its last feature map what is there.
 //!
 //! The class map is the classifier's last linear layer applied to each cell before pooling (class
-//! activation mapping, Zhou et al. 2016, for networks with global average pooling).
+//! activation mapping, Zhou et al. 2016, for networks with global average pooling). It is not
+//! calibrated: the calibration is of whole pictures, and with it boxes came out worse.
+//!
+//! Animals that touch are one box. A detector tells them apart.
 
 use std::sync::Arc;
 
@@ -27,7 +30,7 @@ const CELLS: (usize, usize) = (4, 20);
 const KEPT: usize = 2;
 /// The map is enlarged this many times before its outline is taken.
 const ENLARGED: usize = 8;
-/// Most boxes of one class in one picture.
+/// Most connected parts of one map.
 const MAX_BOXES: usize = 3;
 
 /// For every cell of a grid over a part of a frame, the probability of each class.
@@ -48,9 +51,24 @@ impl HeatMap {
         &self.maps[class as usize]
     }
 
-    /// The cell of `class` with the highest probability.
-    fn peak(&self, class: Class) -> f32 {
-        self.of(class).iter().copied().fold(0.0, f32::max)
+    /// The kind of animal with most heat in `part`, given in fractions of the region; each kind's
+    /// heat counts by its calibration's bias.
+    fn prevalent(&self, part: Rect, bias: [f32; 5]) -> Class {
+        let inside = |i: usize| {
+            let x = ((i % self.width) as f32 + 0.5) / self.width as f32;
+            let y = ((i / self.width) as f32 + 0.5) / self.height as f32;
+            (part.x0()..=part.x1()).contains(&x) && (part.y0()..=part.y1()).contains(&y)
+        };
+        let total = |class: Class| -> f32 {
+            let cells = self.of(class).iter().enumerate();
+            let heat: f32 = cells.filter(|(i, _)| inside(*i)).map(|(_, p)| p).sum();
+            heat * bias[class as usize].exp()
+        };
+        // On a tie the one that keeps the door shut.
+        [Class::Dog, Class::Cat, Class::Other]
+            .into_iter()
+            .max_by(|a, b| total(*a).total_cmp(&total(*b)))
+            .unwrap_or(Class::Other)
     }
 }
 
@@ -116,11 +134,7 @@ impl Localiser {
         lap: &mut dyn FnMut(Stage),
     ) -> Result<Localisation, VisionError> {
         let heat = self.heat(frame, region, lap)?;
-        let mut detections: Vec<Detection> = [Class::Dog, Class::Cat, Class::Other]
-            .into_iter()
-            .flat_map(|class| self.boxes(&heat, class))
-            .collect();
-        detections.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        let detections = self.animals(&heat);
         lap(Stage::Detect);
         Ok(Localisation { heat, detections })
     }
@@ -154,8 +168,7 @@ impl Localiser {
             for (value, plane) in cell.iter_mut().zip(logits.chunks_exact(cells)) {
                 *value = plane[i];
             }
-            let calibration = self.manifest.calibration.as_ref();
-            let (_, probs) = probabilities(&cell, &self.classes, exclusive, calibration)
+            let (_, probs) = probabilities(&cell, &self.classes, exclusive, None)
                 .ok_or_else(|| VisionError::NotFinite { model: name.clone() })?;
             for (map, p) in maps.iter_mut().zip(<[f32; 5]>::from(probs)) {
                 map.push(p);
@@ -184,8 +197,7 @@ impl Localiser {
 
     fn prepare(&self, size: [usize; 2]) -> Result<Sized, VisionError> {
         let [width, height] = size;
-        let failed =
-            |source| VisionError::Network { model: self.manifest.name.clone(), source };
+        let failed = |source| VisionError::Network { model: self.manifest.name.clone(), source };
         let (Output::Softmax { name: logits, .. } | Output::Sigmoid { name: logits, .. }) =
             &self.manifest.output
         else {
@@ -199,21 +211,45 @@ impl Localiser {
         Ok(Sized { size, network, preparer: Preparer::new(input, width, height) })
     }
 
-    /// Boxes around the connected parts of `class`'s heat: those that reach the floor, and of
-    /// each what has at least the manifest's share of its own best cell.
-    fn boxes(&self, heat: &HeatMap, class: Class) -> Vec<Detection> {
-        let thresholds = &self.manifest.thresholds;
-        if heat.peak(class) < thresholds.heat_floor {
-            return Vec::new();
+    /// Boxes around the animals, best first: the connected parts of the heat of all animals
+    /// together, since parts of a dog alone may look like any animal.
+    fn animals(&self, heat: &HeatMap) -> Vec<Detection> {
+        let mut all = heat.of(Class::Dog).to_vec();
+        for class in [Class::Cat, Class::Other] {
+            all.iter_mut().zip(heat.of(class)).for_each(|(sum, p)| *sum += p);
         }
-        let (width, height) = (heat.width * ENLARGED, heat.height * ENLARGED);
-        let mut fine = enlarge(heat.of(class), heat.width, heat.height);
-        let mut found = Vec::new();
+        let calibration = self.manifest.calibration.as_ref();
+        let bias = calibration.map_or([0.0; 5], |c| c.bias.to_array());
+        self.boxes(heat, &all)
+            .into_iter()
+            .map(|(rect, peak)| {
+                let class = heat.prevalent(rect, bias);
+                Detection {
+                    rect: rect.within(heat.region),
+                    class,
+                    label: class.name().into(),
+                    score: Score::clamped(peak),
+                }
+            })
+            .collect()
+    }
+
+    /// Boxes, in fractions of the region, around the connected parts of `map` that reach the
+    /// floor, with the peak of each; of a part, what has at least the manifest's share of its peak.
+    fn boxes(&self, heat: &HeatMap, map: &[f32]) -> Vec<(Rect, f32)> {
+        let thresholds = &self.manifest.thresholds;
+        let width = heat.width * ENLARGED;
+        let height = heat.height * ENLARGED;
+        let mut fine = enlarge(map, heat.width, heat.height);
+        let mut found: Vec<(Rect, f32)> = Vec::new();
+        let mut floor = thresholds.heat_floor;
         while found.len() < MAX_BOXES {
             let Some((seed, peak)) = highest(&fine) else { break };
-            if peak < thresholds.heat_floor {
+            if peak < floor {
                 break;
             }
+            // What is left around a part is its rim, not another animal.
+            floor = floor.max(peak * thresholds.heat_share);
             let part = flood(&mut fine, width, seed, peak * thresholds.heat_share);
             let rect = Rect::clipped(
                 part[0] as f32 / width as f32,
@@ -221,12 +257,7 @@ impl Localiser {
                 part[2] as f32 / width as f32,
                 part[3] as f32 / height as f32,
             );
-            found.extend(rect.map(|rect| Detection {
-                rect: rect.within(heat.region),
-                class,
-                label: class.name().into(),
-                score: Score::clamped(peak),
-            }));
+            found.extend(rect.map(|rect| (rect, peak)));
         }
         found
     }
@@ -301,8 +332,7 @@ mod tests {
     #[test]
     fn the_input_keeps_the_proportions_within_limits() {
         let size = |w: u32, h: u32| {
-            let frame =
-                Frame::from_rgb(vec![0; (w * h * 3) as usize], w, h, Uptime::ZERO).unwrap();
+            let frame = Frame::from_rgb(vec![0; (w * h * 3) as usize], w, h, Uptime::ZERO).unwrap();
             input_size(&frame, Rect::WHOLE)
         };
         assert_eq!(size(200, 200), [320, 320]);

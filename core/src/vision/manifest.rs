@@ -293,7 +293,7 @@ impl PerClass {
 pub struct Thresholds {
     /// Lowest score of a detection.
     pub score_floor: f32,
-    /// Lowest probability that the best cell of a class's heat map must have to make a box.
+    /// Lowest probability that the best cell of a heat map must have to make a box.
     pub heat_floor: f32,
     /// Cells of at least this share of the best cell's heat belong to its box.
     pub heat_share: f32,
@@ -301,7 +301,7 @@ pub struct Thresholds {
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self { score_floor: 0.25, heat_floor: 0.35, heat_share: 0.4 }
+        Self { score_floor: 0.25, heat_floor: 0.35, heat_share: 0.5 }
     }
 }
 

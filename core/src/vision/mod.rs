@@ -44,6 +44,8 @@ pub const MAX_CROPS: usize = 4;
 /// A stage of [`Vision::look`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// Picture health and motion gate, before any network.
+    Gate,
     /// Cutting, resizing and normalising; once per network and crop.
     Resize,
     /// The detector, or the heat map in its place, with decoding.

@@ -57,8 +57,8 @@ impl Model {
         let model = manifest.name.clone();
         let named = |source| VisionError::Network { model: model.clone(), source };
         let proto = onnx::read(onnx).map_err(named)?;
-        let network = Network::load(&proto, &manifest.input.name, manifest.input.shape)
-            .map_err(named)?;
+        let network =
+            Network::load(&proto, &manifest.input.name, manifest.input.shape).map_err(named)?;
         let places = decode::locate(&manifest, network.outputs()).map_err(named)?;
         let classes = manifest.labels.class_of_each()?;
         Ok(Self { manifest, classes, network, places, onnx: onnx.into() })

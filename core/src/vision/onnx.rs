@@ -43,14 +43,14 @@ fn check(graph: &GraphProto) -> Result<(), NetworkError> {
     for node in &graph.node {
         if let Some(missing) = node.input.iter().find(|i| !i.is_empty() && !known.contains(&***i)) {
             let node = describe(node);
-            return Err(NetworkError::Graph(format!("{node} reads `{missing}`, which nothing made")));
+            return Err(NetworkError::Graph(format!(
+                "{node} reads `{missing}`, which nothing made"
+            )));
         }
         known.extend(node.output.iter().map(String::as_str));
     }
     match graph.output.iter().find(|o| !known.contains(&*o.name)) {
-        Some(lost) => {
-            Err(NetworkError::Graph(format!("nothing makes its output `{}`", lost.name)))
-        }
+        Some(lost) => Err(NetworkError::Graph(format!("nothing makes its output `{}`", lost.name))),
         None => Ok(()),
     }
 }
@@ -200,7 +200,7 @@ fn head(
         _ => return Err(no()),
     };
     let weight = as_kernel(weight, rows_are_labels)?;
-    let bias = bias.map(|b| as_bias(b)).transpose()?;
+    let bias = bias.map(as_bias).transpose()?;
 
     let mut x = input(node, 0)?;
     loop {

@@ -1,5 +1,7 @@
 //! Small manifests and networks made by hand, for the tests of vision.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use prost::Message;
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -21,7 +23,7 @@ pub(super) const FAMILIES: [&str; 4] = [
     "family = 'pawlatch'\nnames = ['p8', 'p16']\nstrides = [8, 16]\nnms_iou = 0.5",
 ];
 
-/// The text of a manifest for an input of 32 by 32 pixels and two labels, dog and cat.
+/// The text of a manifest for an input of 32 by 32 pixels and three labels.
 pub(super) fn manifest_text(task: &str, output: &str, resize: &str, onnx: &[u8]) -> String {
     let sha256 = sha256(onnx);
     format!(
@@ -31,7 +33,7 @@ pub(super) fn manifest_text(task: &str, output: &str, resize: &str, onnx: &[u8])
          mean = [0.0, 0.0, 0.0]\nstd = [255.0, 255.0, 255.0]\nresize = {resize}\n\
          kernel = 'bilinear'\n[output]\n{output}\n\
          [labels]\nrest = 'nothing'\nclasses.dog = ['dog']\nclasses.cat = [[1, 1]]\n\
-         names = ['dog', 'cat']\n"
+         names = ['dog', 'cat', 'lawn']\n"
     )
 }
 
@@ -163,12 +165,12 @@ impl Net {
     }
 }
 
-/// A classifier of 32 by 32 pixels: the more red, the more dog; the more blue, the more cat.
+/// A classifier of 32 by 32 pixels: red is dog, blue is cat, green is lawn.
 pub(super) fn colour_classifier(scale: f32) -> Vec<u8> {
     Net::new(32)
         .floats("conv.w", &[3, 3, 8, 8], &eye_of_blocks(3, 8))
-        .floats("fc.w", &[2, 3], &[scale, 0.0, -scale, -scale, 0.0, scale])
-        .floats("fc.b", &[2], &[0.0, 0.0])
+        .floats("fc.w", &[3, 3], &[scale, 0.0, 0.0, 0.0, 0.0, scale, 0.0, scale, 0.0])
+        .floats("fc.b", &[3], &[0.0; 3])
         .node("Conv", &["images", "conv.w"], "map", &[("strides*", &[8, 8])])
         .node("GlobalAveragePool", &["map"], "pool", &[])
         .node("Flatten", &["pool"], "features", &[("axis", &[1])])
@@ -179,13 +181,13 @@ pub(super) fn colour_classifier(scale: f32) -> Vec<u8> {
 /// A `pawlatch` detector of 32 by 32 pixels with one map of stride 8: a red cell is a dog, a blue
 /// one a cat, each box its own cell.
 pub(super) fn colour_detector() -> Vec<u8> {
-    let mut weight = vec![0.0; 6 * 3 * 64];
+    let mut weight = vec![0.0; 7 * 3 * 64];
     let block = |o: usize, i: usize| (o * 3 + i) * 64..(o * 3 + i + 1) * 64;
     weight[block(4, 0)].fill(20.0 / 64.0);
     weight[block(5, 2)].fill(20.0 / 64.0);
     Net::new(32)
-        .floats("w", &[6, 3, 8, 8], &weight)
-        .floats("b", &[6], &[0.5, 0.5, 0.5, 0.5, -10.0, -10.0])
+        .floats("w", &[7, 3, 8, 8], &weight)
+        .floats("b", &[7], &[0.5, 0.5, 0.5, 0.5, -10.0, -10.0, -10.0])
         .node("Conv", &["images", "w", "b"], "p8", &[("strides*", &[8, 8])])
         .onnx(&["p8"])
 }

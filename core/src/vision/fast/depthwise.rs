@@ -107,8 +107,14 @@ dispatch! {
     /// # Safety
     /// `x`, `other` and `y` must have the lengths of the geometry, and nobody else may write
     /// those rows.
-    fn rows_job[](isa: Isa, op: &Depthwise, rows: Range<usize>, x: &[f32], other: Option<&[f32]>, y: Output)
-        = rows_kernel
+    fn rows_job[](
+        isa: Isa,
+        op: &Depthwise,
+        rows: Range<usize>,
+        x: &[f32],
+        other: Option<&[f32]>,
+        y: Output,
+    ) = rows_kernel
 }
 
 /// What one output row sees: pointers to its window's first tap, weights and output.

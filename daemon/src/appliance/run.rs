@@ -1,0 +1,311 @@
+//! The live loop: capture, perception and control on their threads, in real time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use pawlatch_core::door::{Decision, Request, VisionHealth};
+use pawlatch_core::frame::{Frame, PictureHealth};
+use pawlatch_core::keeper::Keeper;
+use pawlatch_core::sight::Sightings;
+use pawlatch_core::units::{Score, Uptime};
+use thiserror::Error;
+
+use super::{Appliance, Sample, TICK};
+use crate::camera::{CameraError, FrameSource, capture};
+use crate::clock::Clock;
+use crate::journal::Journal;
+use crate::latch::{LatchPort, LatchThread};
+use crate::slot::{Receiver, Sender, Taken, slot};
+use crate::{intent, systemd};
+
+/// Whatever keeps the networks from looking at a frame.
+pub type LookError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A latch report younger than this shows that the latch thread takes commands; only then is the
+/// watchdog fed.
+const LATCH_ANSWERS: Duration = Duration::from_secs(2);
+
+/// The parts of a live appliance.
+pub struct Live<F> {
+    /// The latch; made first of all, so that it is locked before anything else can fail.
+    pub latch: LatchThread,
+    /// The keeper of a door that is starting.
+    pub keeper: Keeper,
+    /// The camera.
+    pub source: Box<dyn FrameSource>,
+    /// Looks at one frame: gate, networks and all.
+    pub look: F,
+    /// Where it is recorded.
+    pub journal: Journal,
+    /// Where the owner's intent is kept; `None`: nowhere.
+    pub intent_path: Option<PathBuf>,
+    /// Where requests come from, if anybody can make any.
+    pub requests: Option<Receiver<Request>>,
+    /// The zone of the schedules.
+    pub time_zone: TimeZone,
+    /// The running time; the latch and the journal use the same.
+    pub clock: Clock,
+}
+
+/// How an orderly run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody asked for it.
+    Stopped,
+    /// The recording that served as camera is over.
+    SourceEnded,
+}
+
+/// Why a run ended that should not have.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A thread could not be started.
+    #[error("cannot start the {thread} thread")]
+    Start {
+        /// Which.
+        thread: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The camera failed.
+    #[error("the camera failed; the door is locked")]
+    Camera(#[from] CameraError),
+    /// A thread ended that should not have.
+    #[error("the {thread} thread has ended; the door is locked")]
+    Thread {
+        /// Which.
+        thread: &'static str,
+    },
+}
+
+/// What perception makes of one frame.
+struct Look {
+    frame: Frame,
+    outcome: Result<Sightings, LookError>,
+}
+
+/// Runs until `stop` is set, the source is over, or something breaks. In every case the latch is
+/// locked and the journal written before this returns. `each` is shown every decision.
+///
+/// # Errors
+/// If a thread cannot be started, ends unasked, or the camera fails.
+pub fn run<F>(
+    live: Live<F>,
+    stop: &AtomicBool,
+    each: impl FnMut(&Decision),
+) -> Result<Ended, RunError>
+where
+    F: FnMut(&Frame) -> Result<Sightings, LookError> + Send + 'static,
+{
+    let Live { latch, keeper, source, look, journal, intent_path, requests, time_zone, clock } =
+        live;
+    let mut appliance = Appliance::new(keeper, latch, journal);
+    let started = Threads::start(source, look, clock);
+    let outcome = started.and_then(|threads| {
+        let control = Control { clock, time_zone, intent_path, requests, vision_was: true };
+        control.run(&mut appliance, threads, stop, each)
+    });
+    let _ = systemd::notify("STOPPING=1");
+    let (latch, journal) = appliance.finish(clock.now());
+    // In this order: locking must not wait for the disk.
+    drop(latch);
+    drop(journal);
+    outcome
+}
+
+struct Threads {
+    looks: Receiver<Look>,
+    capture: JoinHandle<Result<(), CameraError>>,
+    perception: JoinHandle<()>,
+}
+
+impl Threads {
+    fn start<F>(source: Box<dyn FrameSource>, look: F, clock: Clock) -> Result<Self, RunError>
+    where
+        F: FnMut(&Frame) -> Result<Sightings, LookError> + Send + 'static,
+    {
+        let failed = |thread| move |source| RunError::Start { thread, source };
+        let (shutter, frames) = slot();
+        let (seen, looks) = slot();
+        let perception = thread::Builder::new()
+            .name("perception".to_owned())
+            .spawn(move || perceive(look, &frames, &seen))
+            .map_err(failed("perception"))?;
+        let capture = capture(source, clock, shutter).map_err(failed("capture"))?;
+        Ok(Self { looks, capture, perception })
+    }
+
+    /// What made the threads end. The camera's end comes first, so perception's follows from it.
+    fn why_ended(self) -> Result<Ended, RunError> {
+        if self.perception.join().is_err() {
+            return Err(RunError::Thread { thread: "perception" });
+        }
+        drop(self.looks);
+        match self.capture.join() {
+            Ok(Ok(())) => Ok(Ended::SourceEnded),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(RunError::Thread { thread: "capture" }),
+        }
+    }
+}
+
+/// Looks at the newest frame, again and again, until there are no more.
+fn perceive<F>(mut look: F, frames: &Receiver<Frame>, seen: &Sender<Look>)
+where
+    F: FnMut(&Frame) -> Result<Sightings, LookError>,
+{
+    loop {
+        match frames.take(Duration::from_secs(1)) {
+            Taken::Value(frame) => {
+                let outcome = look(&frame);
+                if !seen.put(Look { frame, outcome }) {
+                    return;
+                }
+            }
+            Taken::Nothing => {}
+            Taken::Closed => return,
+        }
+    }
+}
+
+/// The control loop's own memory.
+struct Control {
+    clock: Clock,
+    time_zone: TimeZone,
+    intent_path: Option<PathBuf>,
+    requests: Option<Receiver<Request>>,
+    vision_was: bool,
+}
+
+impl Control {
+    fn run(
+        mut self,
+        appliance: &mut Appliance<LatchThread, Journal>,
+        threads: Threads,
+        stop: &AtomicBool,
+        mut each: impl FnMut(&Decision),
+    ) -> Result<Ended, RunError> {
+        let mut due = self.clock.now();
+        let mut hold_locked = appliance.keeper().door().hold_locked();
+        let mut ready = false;
+        while !stop.load(Ordering::SeqCst) {
+            let look = match threads.looks.take(Duration::ZERO) {
+                Taken::Value(look) => Some(look),
+                Taken::Nothing => None,
+                Taken::Closed => return threads.why_ended(),
+            };
+            let sample = self.sample(look);
+            let now = self.clock.now();
+            let decision = appliance.tick(now, sample);
+            each(&decision);
+            for event in &decision.events {
+                tracing::info!(at = %event.at, "{event}");
+            }
+            if !appliance.latch().is_alive() {
+                return Err(RunError::Thread { thread: "latch" });
+            }
+            let wish = appliance.keeper().door().hold_locked();
+            if wish != hold_locked {
+                hold_locked = wish;
+                self.keep_intent(wish);
+            }
+            let report = appliance.latch().report();
+            if report.is_some_and(|report| now.since(report.at) <= LATCH_ANSWERS) {
+                let _ = systemd::notify(if ready { "WATCHDOG=1" } else { "READY=1" });
+                ready = true;
+            }
+            due = self.sleep(due);
+        }
+        Ok(Ended::Stopped)
+    }
+
+    fn sample(&mut self, look: Option<Look>) -> Sample {
+        let request =
+            self.requests.as_ref().and_then(|requests| match requests.take(Duration::ZERO) {
+                Taken::Value(request) => Some(request),
+                Taken::Nothing | Taken::Closed => None,
+            });
+        let (mut sightings, mut frame) = (None, None);
+        if let Some(look) = look {
+            let well = look.outcome.is_ok();
+            if well != self.vision_was {
+                self.vision_was = well;
+                match &look.outcome {
+                    Ok(_) => tracing::info!("the networks look again"),
+                    Err(error) => tracing::warn!(%error, "the networks cannot look"),
+                }
+            }
+            // The camera lives even if nobody could look: the reason must not become "camera
+            // lost". Nothing is claimed about the picture that the failure would not outweigh.
+            sightings = Some(look.outcome.unwrap_or_else(|_| unseen(look.frame.captured_at())));
+            frame = Some(look.frame);
+        }
+        Sample {
+            sightings,
+            frame,
+            vision: if self.vision_was { VisionHealth::Ready } else { VisionHealth::Failed },
+            passage: None,
+            request,
+            wall: Some(Timestamp::now().to_zoned_datetime(self.time_zone.clone())),
+        }
+    }
+
+    /// Rare, and asked for by a person: may take a moment. If the disk hangs, the lease lapses.
+    fn keep_intent(&self, hold_locked: bool) {
+        if let Some(path) = &self.intent_path
+            && let Err(error) = intent::save(path, hold_locked)
+        {
+            tracing::warn!(%error, path = %path.display(), "the owner's wish cannot be kept");
+        }
+    }
+
+    /// Sleeps until the next cycle is due; returns when that is. Cycles that were missed are not
+    /// made up for.
+    fn sleep(&self, due: Uptime) -> Uptime {
+        let next = due + TICK;
+        let now = self.clock.now();
+        if next <= now {
+            return now;
+        }
+        thread::sleep(next.since(now));
+        next
+    }
+}
+
+/// A frame that nobody looked at.
+fn unseen(captured_at: Uptime) -> Sightings {
+    Sightings {
+        captured_at,
+        health: PictureHealth::Good,
+        motion: Score::ZERO,
+        looked: false,
+        seen: Vec::new(),
+    }
+}
+
+/// A flag that SIGTERM or SIGINT sets.
+///
+/// # Errors
+/// If the signals cannot be listened to.
+pub fn stop_on_signals() -> std::io::Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut term, mut int) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        });
+        flag.store(true, Ordering::SeqCst);
+    })?;
+    Ok(stop)
+}

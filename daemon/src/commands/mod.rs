@@ -1,0 +1,210 @@
+//! One file per group of subcommands.
+//!
+//! Standard output carries results only; everything else goes to standard error.
+
+mod bench;
+mod check;
+mod demo;
+mod door;
+mod events;
+mod models;
+mod perceive;
+mod pictures;
+mod replay;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Error, Result};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use pawlatch::config::{Config, ConfigError, ModelSettings};
+use pawlatch::models::{InUse, ModelsDir};
+
+/// Exit code: something failed, and standard error says what.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit code: the command line or the configuration is wrong. Also what clap uses.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code: a replay decided otherwise than was recorded.
+pub const EXIT_DIFFERS: u8 = 3;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  something failed; standard error says what, and what to do about it
+  2  the command line or the configuration is wrong
+  3  replay: the decisions differ from the recorded ones
+
+Standard output carries results only, with --json one JSON object a line. Progress and logs go to
+standard error; PAWLATCH_LOG sets what is logged, such as PAWLATCH_LOG=debug.";
+
+/// A smart dog door: lets the dog through and keeps the neighbour's cats outside.
+#[derive(Parser)]
+#[command(name = "pawlatch", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+struct Common {
+    /// Directory with one directory per model.
+    ///
+    /// Without it: the configuration, then PAWLATCH_MODELS_DIR, then the first of these that
+    /// holds a model: ./models, models or share/pawlatch/models beside or above the program,
+    /// /usr/share/pawlatch/models.
+    #[arg(long, global = true, value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+    /// Configuration file.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+// Commands without a line here are described at their options.
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    /// Run the door.
+    Run,
+    /// Drive the latch to locked and exit, whatever else is wrong.
+    ///
+    /// Needs no model and no camera. If the configuration cannot be used, the latch of the
+    /// default configuration is locked, and the exit code is 2.
+    Lock,
+    /// Check configuration, models and limits, without touching the latch.
+    ///
+    /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
+    Check,
+    Classify(perceive::ClassifyArgs),
+    Detect(perceive::DetectArgs),
+    Localize(perceive::LocalizeArgs),
+    Replay(replay::ReplayArgs),
+    /// List, show or export what the journal recorded.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
+    /// List, verify or choose models.
+    #[command(subcommand)]
+    Model(models::ModelCommand),
+    Bench(bench::BenchArgs),
+}
+
+/// How a command ended that was not stopped by an error.
+pub enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Some of it failed; each failure has been told on standard error.
+    Failed,
+    /// A replay decided otherwise than was recorded.
+    Differs,
+    /// Done as far as it can be with a configuration that is wrong.
+    Misused,
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<Outcome> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Demo(args) => demo::run(&args, common),
+        Command::Run => door::run(common),
+        Command::Lock => door::lock(common),
+        Command::Check => check::run(common),
+        Command::Replay(args) => replay::run(&args, common),
+        Command::Events(command) => events::run(&command, common),
+        Command::Classify(args) => perceive::classify(&args, common),
+        Command::Detect(args) => perceive::detect(&args, common),
+        Command::Localize(args) => perceive::localize(&args, common),
+        Command::Model(command) => models::run(&command, common),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+/// Sends logs to standard error: what `PAWLATCH_LOG` says; otherwise for `run` what the
+/// configuration says, and for all else warnings.
+pub fn log_to_stderr(cli: &Cli) {
+    let usual = match cli.command {
+        Command::Run => cli.common.config().map_or("info".to_owned(), |c| c.log_filter),
+        _ => "warn".to_owned(),
+    };
+    let filter = std::env::var("PAWLATCH_LOG").unwrap_or(usual);
+    // Other people's networks make tract warn; what is wrong with one is told by its error.
+    let filter = format!("{filter},tract_core=error,tract_onnx=error,tract_hir=error");
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(io::stderr)
+        .init();
+}
+
+/// An error with all its causes on one line each.
+pub fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut said = text.clone();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !said.contains(&cause) {
+            text.push_str("\n  because: ");
+            text.push_str(&cause);
+            said = cause;
+        }
+    }
+    text
+}
+
+/// The exit code for an error that stopped a command.
+pub fn exit_code(error: &Error) -> u8 {
+    let usage = error.is::<Usage>() || error.is::<ConfigError>();
+    if usage { EXIT_USAGE } else { EXIT_FAILED }
+}
+
+/// Whether the reader of standard output went away.
+pub fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A command line that is understood but makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+impl Common {
+    fn config(&self) -> Result<Config> {
+        Ok(Config::load(self.config.as_deref())?)
+    }
+
+    fn models(&self) -> Result<ModelsDir> {
+        self.models_of(&self.config()?.models)
+    }
+
+    fn models_of(&self, settings: &ModelSettings) -> Result<ModelsDir> {
+        // The default is only one of the usual places, not the owner's word.
+        let usual = Config::default().models.dir;
+        let configured = (settings.dir != usual).then_some(settings.dir.as_path());
+        Ok(ModelsDir::find(self.models_dir.as_deref(), configured)?)
+    }
+
+    fn in_use(&self) -> Result<InUse> {
+        self.in_use_of(&self.config()?.models)
+    }
+
+    fn in_use_of(&self, settings: &ModelSettings) -> Result<InUse> {
+        let (classifier, detector) = (settings.classifier.as_deref(), settings.detector.as_deref());
+        Ok(self.models_of(settings)?.chosen(classifier, detector)?)
+    }
+}
+
+/// Writes one line to standard output.
+fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout().lock(), "{line}").context("cannot write to standard output")
+}
+
+/// Writes `value` as one line of JSON to standard output.
+fn say_json(value: &impl Serialize) -> Result<()> {
+    say(&serde_json::to_string(value)?)
+}

@@ -1,0 +1,379 @@
+//! Figures of an evaluation and the page that tells them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{fs, io};
+
+use pawlatch_core::metrics::{Rate, auc, expected_calibration_error, reliability, threshold_at};
+use pawlatch_core::sight::{Class, ClassProbs};
+use pawlatch_core::units::Rect;
+use serde_json::{Value, json};
+
+/// Everything that was measured.
+pub struct Pictures {
+    /// Name, version and hash of each model.
+    pub models: Vec<String>,
+    /// Single pictures.
+    pub labelled: Vec<Labelled>,
+    /// Pictures with boxes.
+    pub detected: Vec<Detected>,
+    /// Clips through the whole door.
+    pub clips: Vec<Clip>,
+}
+
+/// A picture with its label and what was said of it.
+pub struct Labelled {
+    /// Where it comes from.
+    pub subset: String,
+    /// What it shows.
+    pub truth: Class,
+    /// The classifier on the whole picture.
+    pub whole: ClassProbs,
+    /// The classifier on the best box found, if one was.
+    pub crop: Option<ClassProbs>,
+}
+
+/// A picture with boxes and what was found.
+pub struct Detected {
+    /// Where it comes from.
+    pub subset: String,
+    /// The classes whose boxes are complete.
+    pub exhaustive: Vec<Class>,
+    /// The boxes drawn by people.
+    pub truths: Vec<Truth>,
+    /// The boxes found.
+    pub found: Vec<(ClassProbs, Rect)>,
+}
+
+/// A box drawn by people.
+pub struct Truth {
+    /// What is in it.
+    pub class: Class,
+    /// Where.
+    pub rect: Rect,
+}
+
+/// A clip and how its replay ended.
+pub struct Clip {
+    /// Its name.
+    pub name: String,
+    /// What walks in it.
+    pub truth: String,
+    /// The last line of `replay --json`.
+    pub summary: Value,
+}
+
+/// Average precision at IoU 0.5 (all-point interpolation, PASCAL VOC 2010 and later), over the
+/// pictures in which `class` is completely boxed; `None` if it is nowhere.
+pub fn ap50(pictures: &[Detected], class: Class) -> Option<f64> {
+    let scored: Vec<&Detected> =
+        pictures.iter().filter(|p| p.exhaustive.contains(&class)).collect();
+    let total: usize =
+        scored.iter().map(|p| p.truths.iter().filter(|t| t.class == class).count()).sum();
+    if total == 0 {
+        return None;
+    }
+    let mut found: Vec<(f32, usize, Rect)> = Vec::new();
+    for (index, picture) in scored.iter().enumerate() {
+        let of_class = picture.found.iter().filter(|(probs, _)| probs.best() == class);
+        found.extend(of_class.map(|(probs, rect)| (probs.of(class).get(), index, *rect)));
+    }
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut taken: Vec<Vec<bool>> = scored.iter().map(|p| vec![false; p.truths.len()]).collect();
+    let mut curve = Vec::new();
+    let mut hits = 0;
+    for (rank, (_, index, rect)) in found.iter().enumerate() {
+        let best = scored[*index]
+            .truths
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.class == class)
+            .map(|(i, t)| (t.rect.iou(*rect), i))
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((iou, i)) = best
+            && iou >= 0.5
+            && !taken[*index][i]
+        {
+            taken[*index][i] = true;
+            hits += 1;
+        }
+        curve.push((f64::from(hits) / total as f64, f64::from(hits) / (rank + 1) as f64));
+    }
+    let (mut area, mut recall) = (0.0, 0.0);
+    for i in 0..curve.len() {
+        if curve[i].0 > recall {
+            let precision = curve[i..].iter().map(|p| p.1).fold(0.0, f64::max);
+            area += (curve[i].0 - recall) * precision;
+            recall = curve[i].0;
+        }
+    }
+    Some(area)
+}
+
+/// Error rates where the threshold on P(dog) lets in no more than `far` of the non-dogs.
+fn operating(labelled: &[Labelled], far: f64, of: impl Fn(&Labelled) -> ClassProbs) -> Value {
+    let p = |l: &Labelled| of(l).of(Class::Dog).get();
+    let of_class =
+        |want: fn(Class) -> bool| labelled.iter().filter(|l| want(l.truth)).collect::<Vec<_>>();
+    let rest: Vec<f32> = of_class(|c| c != Class::Dog).into_iter().map(p).collect();
+    let threshold = threshold_at(&rest, far);
+    let rate = |pictures: Vec<&Labelled>, in_: bool| {
+        let hits = pictures.iter().filter(|l| (p(l) > threshold) == in_).count();
+        Rate::new(hits, pictures.len())
+    };
+    json!({
+        "far_wanted": far,
+        "threshold": threshold,
+        "frr": rate(of_class(|c| c == Class::Dog), false),
+        "far_cat": rate(of_class(|c| c == Class::Cat), true),
+        "far_other": rate(of_class(|c| c != Class::Dog && c != Class::Cat), true),
+    })
+}
+
+fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + Copy) -> Value {
+    let three = |c: Class| match c {
+        Class::Dog => 0,
+        Class::Cat => 1,
+        Class::Person | Class::Other | Class::Nothing => 2,
+    };
+    let three_probs = |l: &Labelled| {
+        let p = of(l);
+        let (dog, cat) = (p.of(Class::Dog).get(), p.of(Class::Cat).get());
+        vec![dog, cat, (1.0 - dog - cat).max(0.0)]
+    };
+    let probs: Vec<Vec<f32>> = labelled.iter().map(three_probs).collect();
+    let truths: Vec<usize> = labelled.iter().map(|l| three(l.truth)).collect();
+    let said = |p: &[f32]| (0..3).fold(0, |best, i| if p[i] > p[best] { i } else { best });
+    let mut confusion = [[0_usize; 3]; 3];
+    let mut subsets: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for ((l, p), &truth) in labelled.iter().zip(&probs).zip(&truths) {
+        confusion[truth][said(p)] += 1;
+        let entry = subsets.entry(&l.subset).or_default();
+        entry.0 += usize::from(said(p) == truth);
+        entry.1 += 1;
+    }
+    let right = (0..3).map(|i| confusion[i][i]).sum();
+    let dogs = |class: Class| -> Vec<f32> {
+        let of_class = labelled.iter().filter(|l| l.truth == class);
+        of_class.map(|l| of(l).of(Class::Dog).get()).collect()
+    };
+    json!({
+        "accuracy": Rate::new(right, labelled.len()),
+        "confusion": confusion,
+        "auc_dog_cat": auc(&dogs(Class::Dog), &dogs(Class::Cat)),
+        "ece": expected_calibration_error(&probs, &truths),
+        "reliability": reliability(&probs, &truths),
+        "operating": [0.01, 0.005, 0.001].map(|far| operating(labelled, far, of)),
+        "subsets": subsets
+            .into_iter()
+            .map(|(name, (hits, n))| (name.to_owned(), json!(Rate::new(hits, n))))
+            .collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// Writes `evaluation.md`, `evaluation.json` and the reliability plot into `docs`.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
+    let whole = classification(&pictures.labelled, |l| l.whole);
+    let door = classification(&pictures.labelled, |l| l.crop.unwrap_or(l.whole));
+    let boxes: serde_json::Map<String, Value> =
+        [Class::Dog, Class::Cat, Class::Person, Class::Other]
+            .into_iter()
+            .map(|class| (class.name().to_owned(), json!(ap50(&pictures.detected, class))))
+            .collect();
+    let clips: Vec<Value> = pictures
+        .clips
+        .iter()
+        .map(|c| json!({ "clip": c.name, "truth": c.truth, "outcome": c.summary }))
+        .collect();
+    let all = json!({
+        "command": "cargo xtask evaluate",
+        "models": pictures.models,
+        "pictures": pictures.labelled.len(),
+        "boxed_pictures": pictures.detected.len(),
+        "whole": whole,
+        "crop": door,
+        "ap50": boxes,
+        "clips": clips,
+    });
+    fs::create_dir_all(docs)?;
+    fs::write(docs.join("evaluation.json"), serde_json::to_string_pretty(&all)? + "\n")?;
+    fs::write(docs.join("evaluation.svg"), reliability_plot(&all["whole"], &all["crop"]))?;
+    fs::write(docs.join("evaluation.md"), page(&all))
+}
+
+fn rate(value: &Value) -> String {
+    let (hits, of) = (value["hits"].as_f64().unwrap_or(0.0), value["of"].as_f64().unwrap_or(0.0));
+    let share = if of > 0.0 { hits / of * 100.0 } else { 0.0 };
+    let high = value["high"].as_f64().unwrap_or(1.0) * 100.0;
+    let low = value["low"].as_f64().unwrap_or(0.0) * 100.0;
+    format!("{share:.1} % ({hits:.0} of {of:.0}; {low:.1} to {high:.1})")
+}
+
+fn page(all: &Value) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "# Evaluation\n\nMade by `cargo xtask evaluate`; all figures as JSON in \
+         [evaluation.json](evaluation.json). Brackets hold exact 95 % bounds (Clopper and \
+         Pearson). The pictures are not part of the project: {} labelled ones, {} with boxes, \
+         and clips.\n\nModels:",
+        all["pictures"], all["boxed_pictures"]
+    );
+    for model in all["models"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "- {}", model.as_str().unwrap_or_default());
+    }
+    let _ = writeln!(out, "\n## Clips through the whole door\n");
+    let _ = writeln!(out, "| clip | shows | openings | verdict | reasons |\n|---|---|---|---|---|");
+    for clip in all["clips"].as_array().into_iter().flatten() {
+        let outcome = &clip["outcome"];
+        let reasons: Vec<&str> =
+            outcome["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} |",
+            text(&clip["clip"]),
+            text(&clip["truth"]),
+            outcome["opened"],
+            text(&outcome["verdict"]),
+            reasons.join("; ")
+        );
+    }
+    for (title, key) in [
+        ("Single pictures, whole", "whole"),
+        ("Single pictures, the box that was found (whole where none was)", "crop"),
+    ] {
+        classification_page(&mut out, title, &all[key]);
+    }
+    let _ = writeln!(out, "\n![Reliability diagram](evaluation.svg)\n\n## Boxes, AP50\n");
+    let _ = writeln!(out, "| class | AP50 |\n|---|---|");
+    for (class, ap) in all["ap50"].as_object().into_iter().flatten() {
+        let text = ap.as_f64().map_or("-".to_owned(), |ap| format!("{ap:.3}"));
+        let _ = writeln!(out, "| {class} | {text} |");
+    }
+    out
+}
+
+fn classification_page(out: &mut String, title: &str, figures: &Value) {
+    let number = |v: &Value| v.as_f64().unwrap_or(f64::NAN);
+    let _ = writeln!(
+        out,
+        "\n## {title}\n\nThree classes: {}. Area under the curve, dogs against cats: {:.4}. \
+         Expected calibration error: {:.3}.\n",
+        rate(&figures["accuracy"]),
+        number(&figures["auc_dog_cat"]),
+        number(&figures["ece"])
+    );
+    let _ = writeln!(out, "| is \\ said | dog | cat | rest |\n|---|---|---|---|");
+    for (row, name) in ["dog", "cat", "rest"].iter().enumerate() {
+        let cells = &figures["confusion"][row];
+        let _ = writeln!(out, "| {name} | {} | {} | {} |", cells[0], cells[1], cells[2]);
+    }
+    let _ = writeln!(
+        out,
+        "\nA single picture at a threshold on P(dog); the door itself needs several frames:\n\n\
+         | wanted FAR | threshold | dogs kept out (FRR) | cats let in | others let in |\n\
+         |---|---|---|---|---|"
+    );
+    for point in figures["operating"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            out,
+            "| {:.1} % | {:.4} | {} | {} | {} |",
+            number(&point["far_wanted"]) * 100.0,
+            number(&point["threshold"]),
+            rate(&point["frr"]),
+            rate(&point["far_cat"]),
+            rate(&point["far_other"])
+        );
+    }
+    let _ = writeln!(out, "\n| subset | right |\n|---|---|");
+    for (name, value) in figures["subsets"].as_object().into_iter().flatten() {
+        let _ = writeln!(out, "| {name} | {} |", rate(value));
+    }
+}
+
+/// Confidence against accuracy of both classifications; on the diagonal is perfect.
+fn reliability_plot(whole: &Value, crop: &Value) -> String {
+    let (x0, y0, side) = (60.0, 20.0, 320.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 420 400\" font-family=\"sans-serif\" \
+         font-size=\"13\"><rect width=\"420\" height=\"400\" fill=\"#fff\"/>\
+         <rect x=\"{x0}\" y=\"{y0}\" width=\"{side}\" height=\"{side}\" fill=\"none\" stroke=\"#999\"/>\
+         <path d=\"M{x0} {} L{} {y0}\" stroke=\"#999\" stroke-dasharray=\"4\"/>\
+         <text x=\"160\" y=\"380\">confidence</text>\
+         <text transform=\"translate(24 210) rotate(-90)\">accuracy</text>",
+        y0 + side,
+        x0 + side
+    );
+    // Okabe and Ito's blue and vermilion, and two shapes: told apart without colour.
+    for (figures, colour, name, row) in
+        [(whole, "#0072B2", "whole picture", 0.0), (crop, "#D55E00", "box", 1.0)]
+    {
+        let mark = |x: f64, y: f64| {
+            if row == 0.0 {
+                format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>")
+            } else {
+                format!(
+                    "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\" fill=\"{colour}\"/>",
+                    x - 4.0,
+                    y - 4.0
+                )
+            }
+        };
+        for bin in figures["reliability"].as_array().into_iter().flatten() {
+            if bin["count"].as_u64().unwrap_or(0) > 0 {
+                let at = |key: &str| bin[key].as_f64().unwrap_or(0.0);
+                svg += &mark(
+                    at("confidence").mul_add(side, x0),
+                    (1.0 - at("accuracy")).mul_add(side, y0),
+                );
+            }
+        }
+        svg += &mark(x0 + 20.0, row.mul_add(20.0, y0 + 20.0));
+        let _ = write!(
+            svg,
+            "<text x=\"{}\" y=\"{}\">{name}</text>",
+            x0 + 32.0,
+            row.mul_add(20.0, y0 + 24.0)
+        );
+    }
+    svg + "</svg>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(truths: &[[f32; 4]], found: &[([f32; 4], f32)]) -> Detected {
+        let probs = |p: f32| ClassProbs::from_masses([p, 0.0, 0.0, 0.0, 1.0 - p]).unwrap();
+        Detected {
+            subset: String::new(),
+            exhaustive: vec![Class::Dog],
+            truths: truths
+                .iter()
+                .map(|r| Truth { class: Class::Dog, rect: (*r).try_into().unwrap() })
+                .collect(),
+            found: found.iter().map(|(r, p)| (probs(*p), (*r).try_into().unwrap())).collect(),
+        }
+    }
+
+    #[test]
+    fn average_precision_of_perfect_missed_and_half_right() {
+        let a = [0.1, 0.1, 0.5, 0.5];
+        let b = [0.6, 0.6, 0.9, 0.9];
+        let perfect = picture(&[a, b], &[(a, 0.9), (b, 0.8)]);
+        assert_eq!(ap50(&[perfect], Class::Dog), Some(1.0));
+        assert_eq!(ap50(&[picture(&[a], &[])], Class::Dog), Some(0.0));
+        // Best score on a wrong place, then a right one: precision 1/2 at full recall.
+        let wrong_first = picture(&[a], &[(b, 0.9), (a, 0.8)]);
+        assert_eq!(ap50(&[wrong_first], Class::Dog), Some(0.5));
+        // The same box twice counts once.
+        let twice = picture(&[a, b], &[(a, 0.9), (a, 0.8)]);
+        assert_eq!(ap50(&[twice], Class::Dog), Some(0.5));
+        assert_eq!(ap50(&[], Class::Dog), None);
+    }
+}
