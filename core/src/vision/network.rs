@@ -1,5 +1,5 @@
 //! A network that can run: the one place that builds a runnable plan, and with [`super::onnx`]
-//! the only file that names tract.
+//! and [`super::fast`] the only one that names tract.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -11,6 +11,8 @@ use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::DimLike;
 use tract_onnx::tract_hir::infer::{DimFact, Factoid};
+
+use super::fast::{self, OpTime};
 
 /// Why a network cannot be loaded or run. The caller adds which model it was.
 #[derive(Debug, Error)]
@@ -86,7 +88,7 @@ impl Network {
         let inferred = tract_onnx::onnx().model_for_proto_model(model).map_err(prepare)?;
         check_input(&inferred, name, shape)?;
         let inferred = inferred.with_input_fact(0, f32::fact(shape).into()).map_err(prepare)?;
-        let typed = optimise(inferred).map_err(prepare)?;
+        let typed = fast::optimise(inferred).map_err(prepare)?;
         let names = model.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
         let mut outputs = Vec::new();
         for (name, outlet) in names.zip(typed.outputs.iter()) {
@@ -135,6 +137,15 @@ impl Network {
         let values = self.plan.run(tvec!(Arc::clone(&self.input).into_tvalue())).map_err(run)?;
         Ok(Outputs(values))
     }
+
+    /// Runs the network on its input and times each operator with `clock`, in its unit.
+    ///
+    /// # Errors
+    /// If an operator fails.
+    pub fn profile(&mut self, clock: &mut dyn FnMut() -> u64) -> Result<Vec<OpTime>, NetworkError> {
+        let input = tvec!(Arc::clone(&self.input).into_tvalue());
+        fast::profile(&self.plan, input, clock).map_err(|e| NetworkError::Run(e.into()))
+    }
 }
 
 /// What a network gave.
@@ -161,11 +172,6 @@ impl Outputs {
             other => Err(run(TractError::msg(format!("output {index} holds {other:?}")))),
         }
     }
-}
-
-/// Turns a graph as read into the form that runs.
-fn optimise(model: InferenceModel) -> TractResult<TypedModel> {
-    model.into_optimized()
 }
 
 fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<(), NetworkError> {
