@@ -238,7 +238,7 @@ impl Bare {
             model.set_input_fact(index, InferenceFact::dt_shape(kind, shape)).map_err(prepare)?;
             inputs.push(tensor.into_tvalue());
         }
-        let plan = optimise(model).and_then(|m| m.into_runnable()).map_err(prepare)?;
+        let plan = fast::optimise(model).and_then(|m| m.into_runnable()).map_err(prepare)?;
         Ok(Self { plan, inputs })
     }
 
