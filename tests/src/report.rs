@@ -158,17 +158,19 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
         let of_class = labelled.iter().filter(|l| l.truth == class);
         of_class.map(|l| of(l).of(Class::Dog).get()).collect()
     };
+    let points = [0.01, 0.005, 0.001].map(|far| operating(labelled, far, of));
+    let subsets: serde_json::Map<String, Value> = subsets
+        .into_iter()
+        .map(|(name, (hits, n))| (name.to_owned(), json!(Rate::new(hits, n))))
+        .collect();
     json!({
         "accuracy": Rate::new(right, labelled.len()),
         "confusion": confusion,
         "auc_dog_cat": auc(&dogs(Class::Dog), &dogs(Class::Cat)),
         "ece": expected_calibration_error(&probs, &truths),
         "reliability": reliability(&probs, &truths),
-        "operating": [0.01, 0.005, 0.001].map(|far| operating(labelled, far, of)),
-        "subsets": subsets
-            .into_iter()
-            .map(|(name, (hits, n))| (name.to_owned(), json!(Rate::new(hits, n))))
-            .collect::<serde_json::Map<_, _>>(),
+        "operating": points,
+        "subsets": subsets,
     })
 }
 
@@ -311,7 +313,7 @@ fn reliability_plot(whole: &Value, crop: &Value) -> String {
     );
     // Okabe and Ito's blue and vermilion, and two shapes: told apart without colour.
     for (figures, colour, name, row) in
-        [(whole, "#0072B2", "whole picture", 0.0), (crop, "#D55E00", "box", 1.0)]
+        [(whole, "#0072B2", "whole picture", 0.0_f64), (crop, "#D55E00", "box", 1.0)]
     {
         let mark = |x: f64, y: f64| {
             if row == 0.0 {

@@ -391,7 +391,7 @@ impl<'p> World<'p> {
             latch: self.leased.report(),
             passage: Some(passing),
             request,
-            wall: Some(wall.to_zoned(self.zone.clone())),
+            wall: Some(wall.to_zoned_datetime(self.zone.clone())),
         }
     }
 
