@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -114,6 +114,9 @@ pub enum PictureError {
     /// A picture file that cannot be read.
     #[error("the picture is damaged, cut short or of an unsupported kind; export it again")]
     Damaged(#[source] image::ImageError),
+    /// A JPEG without its end; decoders would fill the rest with grey.
+    #[error("the picture is cut short; copy or export it again")]
+    CutShort,
     /// A side is zero or too large.
     #[error("the picture is {width}x{height}; each side must be 1 to {MAX_SIDE} pixels")]
     Size {
@@ -143,6 +146,9 @@ fn decode_rgb(bytes: &[u8]) -> Result<image::RgbImage, PictureError> {
     if reader.format().is_none() {
         return Err(PictureError::Unknown);
     }
+    if reader.format() == Some(ImageFormat::Jpeg) && is_cut_short(bytes) {
+        return Err(PictureError::CutShort);
+    }
     let mut decoder = reader.into_decoder().map_err(PictureError::Damaged)?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
@@ -159,6 +165,22 @@ fn decode_rgb(bytes: &[u8]) -> Result<image::RgbImage, PictureError> {
         other if other.color().has_alpha() => over_black(&other.to_rgba8()),
         other => other.to_rgb8(),
     })
+}
+
+/// Whether a JPEG has no end-of-image marker after its first scan began. A marker before that may
+/// belong to a preview.
+fn is_cut_short(jpeg: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xda;
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = jpeg.get(at..at + 4) {
+        if marker == START_OF_SCAN {
+            return !jpeg[at..].windows(2).any(|pair| pair == END_OF_IMAGE);
+        }
+        // A fill byte before the marker proper; otherwise a segment with its length.
+        at += if marker == 0xff { 1 } else { 2 + usize::from(u16::from_be_bytes([high, low])) };
+    }
+    true
 }
 
 fn over_black(rgba: &image::RgbaImage) -> image::RgbImage {
