@@ -100,7 +100,8 @@ impl Replayed {
                 break;
             }
             let step: Step = parse(line, number)?;
-            let (recorded, number) = lines.next().ok_or(RecordingError::CutShort { line: number })?;
+            let (recorded, number) =
+                lines.next().ok_or(RecordingError::CutShort { line: number })?;
             let decision = keeper.step(step.now, &step.input);
             let same = serde_json::to_string(&decision).is_ok_and(|now| now == recorded);
             if !same {
