@@ -51,7 +51,9 @@ impl Eye {
         let health = self.health.judge(frame);
         let glance = self.gate.step(frame, self.followed);
         lap(Stage::Gate);
-        let looked = glance.look && health == PictureHealth::Good;
+        // A repeated frame is no new evidence, however long it takes to be called frozen.
+        let news = health == PictureHealth::Good && !self.health.repeats();
+        let looked = glance.look && news;
         let seen = if looked { self.vision.look(frame, self.region, lap)? } else { Vec::new() };
         if looked {
             self.followed = !seen.is_empty();

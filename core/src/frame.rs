@@ -232,6 +232,7 @@ pub const FROZEN_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Default)]
 pub struct PictureWatch {
     same_since: Option<(u64, Uptime)>,
+    repeats: bool,
 }
 
 impl PictureWatch {
@@ -242,11 +243,19 @@ impl PictureWatch {
             Some((seen, since)) if seen == fingerprint => since,
             _ => frame.captured_at(),
         };
+        self.repeats = self.same_since.is_some_and(|(seen, _)| seen == fingerprint);
         self.same_since = Some((fingerprint, since));
         if frame.captured_at().since(since) >= FROZEN_AFTER {
             return PictureHealth::Frozen;
         }
         judge_still(frame)
+    }
+}
+
+impl PictureWatch {
+    /// Whether the frame judged last is, byte for byte, the one before it: no news.
+    pub const fn repeats(&self) -> bool {
+        self.repeats
     }
 }
 

@@ -128,6 +128,8 @@ pub struct World<'p> {
     mishap: Option<(Mishap, Uptime)>,
     /// Since when the bolt has not been locked.
     unlocked_since: Option<Uptime>,
+    /// When the latch was last stuck or silent.
+    latch_broke_at: Option<Uptime>,
     /// When the control loop last commanded.
     commanded_at: Uptime,
     /// Whether somebody is in the passage.
@@ -179,6 +181,7 @@ impl<'p> World<'p> {
             bolt,
             mishap: None,
             unlocked_since: None,
+            latch_broke_at: None,
             commanded_at: Uptime::ZERO,
             passing_until: None,
             tally: Tally::default(),
@@ -411,9 +414,12 @@ impl<'p> World<'p> {
             self.unlocked_since.get_or_insert(self.now);
         }
         let open = self.unlocked_since.map_or(Duration::ZERO, |at| self.now.since(at));
-        let broken_latch = matches!(self.mishap, Some((Mishap::Stuck | Mishap::Silent, _)));
+        if matches!(self.mishap, Some((Mishap::Stuck | Mishap::Silent, _))) {
+            self.latch_broke_at = Some(self.now);
+        }
         // A bolt that stuck is driven again only after a pause.
-        let mended = Duration::from_secs(11);
+        let pause = Duration::from_secs(11);
+        let broken_latch = self.latch_broke_at.is_some_and(|at| self.now.since(at) < pause);
         if let Some(decision) = decision {
             self.check_decision(decision)?;
             if matches!(decision.state, State::HeldOpen { .. }) {
@@ -422,13 +428,13 @@ impl<'p> World<'p> {
                 return Ok(());
             }
             let longest = self.settings.longest_open() + TRAVEL + MOMENT;
-            if !broken_latch && open > longest + mended {
+            if !broken_latch && open > longest {
                 return Err(format!("unlocked for {open:?}, at most {longest:?}"));
             }
         } else {
             let silence = self.now.since(self.commanded_at);
             let lapsed = self.settings.lease + TRAVEL + 2 * MOMENT;
-            if silence > lapsed && truth != Position::Locked && !broken_latch && open < mended {
+            if silence > lapsed && truth != Position::Locked && !broken_latch {
                 return Err(format!("nobody commands for {silence:?}, yet the bolt is {truth:?}"));
             }
         }
