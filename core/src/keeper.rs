@@ -69,15 +69,16 @@ impl Keeper {
 
     /// Takes in what was perceived and decides.
     pub fn step(&mut self, now: Uptime, input: &Input) -> Decision {
-        if let Some(sightings) = &input.sightings {
-            // A late frame is no news, and one from the future is no frame.
-            let newer = self.frame_at.is_none_or(|at| sightings.captured_at > at);
-            if newer && sightings.captured_at <= now {
-                self.frame_at = Some(sightings.captured_at);
-                self.picture = sightings.health;
-            }
+        // A late frame is no news, and one from the future is no frame.
+        let news = input
+            .sightings
+            .as_ref()
+            .filter(|s| s.captured_at <= now && self.frame_at.is_none_or(|at| s.captured_at > at));
+        if let Some(sightings) = news {
+            self.frame_at = Some(sightings.captured_at);
+            self.picture = sightings.health;
         }
-        self.tracker.step(now, input.sightings.as_ref());
+        self.tracker.step(now, news);
         let wall = input.wall.as_ref().filter(|wall| self.clock.trusts(now, wall.timestamp()));
         self.door.step(
             now,

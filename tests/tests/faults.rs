@@ -4,8 +4,8 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use pawlatch::journal::{Archive, Entry, JournalSettings, Stamped, Store};
 use pawlatch_core::event::{Event, What};
@@ -21,20 +21,13 @@ static TORN: AtomicBool = AtomicBool::new(false);
 /// Whether an operation has failed.
 static STRUCK: AtomicBool = AtomicBool::new(false);
 
-/// What the system's own file system does.
-struct Original {
-    vfs: *mut ffi::sqlite3_vfs,
-    methods: ffi::sqlite3_io_methods,
-    failing: ffi::sqlite3_io_methods,
-}
-
-// SAFETY: written once before any file is opened, then only read; SQLite's own table lives for
-// ever.
-unsafe impl Send for Original {}
-unsafe impl Sync for Original {}
-
+/// The system's own file system.
 static VFS: OnceLock<usize> = OnceLock::new();
-static ORIGINAL: OnceLock<Original> = OnceLock::new();
+/// How it writes, synchronises and truncates: the same for every kind of file.
+static ORIGINAL: OnceLock<ffi::sqlite3_io_methods> = OnceLock::new();
+/// A failing table for each table of the system's, by the address of that: files that are locked
+/// and files that are not have different ones.
+static FAILING: Mutex<Vec<(usize, &'static ffi::sqlite3_io_methods)>> = Mutex::new(Vec::new());
 
 /// Whether this operation is to fail.
 fn strikes() -> bool {
@@ -53,7 +46,7 @@ fn strikes() -> bool {
     true
 }
 
-fn original() -> &'static Original {
+fn original() -> &'static ffi::sqlite3_io_methods {
     ORIGINAL.get().expect("a file is open")
 }
 
@@ -63,7 +56,7 @@ unsafe extern "C" fn write(
     count: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
-    let write = original().methods.xWrite.expect("a disk can write");
+    let write = original().xWrite.expect("a disk can write");
     if strikes() {
         if TORN.load(Ordering::SeqCst) {
             // SAFETY: as the caller's, for a part of the caller's bytes.
@@ -80,7 +73,7 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
         return ffi::SQLITE_IOERR_FSYNC;
     }
     // SAFETY: the caller's arguments, passed on unchanged.
-    unsafe { original().methods.xSync.expect("a disk can sync")(file, flags) }
+    unsafe { original().xSync.expect("a disk can sync")(file, flags) }
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
@@ -88,7 +81,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_i
         return ffi::SQLITE_IOERR_TRUNCATE;
     }
     // SAFETY: the caller's arguments, passed on unchanged.
-    unsafe { original().methods.xTruncate.expect("a disk can truncate")(file, size) }
+    unsafe { original().xTruncate.expect("a disk can truncate")(file, size) }
 }
 
 unsafe extern "C" fn open(
@@ -105,16 +98,21 @@ unsafe extern "C" fn open(
     // SAFETY: `file` is open if and only if its methods are set.
     unsafe {
         if outcome == ffi::SQLITE_OK && !(*file).pMethods.is_null() {
-            let methods = ptr::read((*file).pMethods);
-            let failing = ffi::sqlite3_io_methods {
-                xWrite: Some(write),
-                xSync: Some(sync),
-                xTruncate: Some(truncate),
-                ..ptr::read((*file).pMethods)
-            };
-            let original = ORIGINAL.get_or_init(|| Original { vfs, methods, failing });
-            assert_eq!(original.vfs, vfs);
-            (*file).pMethods = &raw const original.failing;
+            let system = (*file).pMethods;
+            ORIGINAL.get_or_init(|| ptr::read(system));
+            let mut tables = FAILING.lock().unwrap();
+            let known = tables.iter().find(|(of, _)| *of == system as usize).map(|(_, t)| *t);
+            let failing = known.unwrap_or_else(|| {
+                let table: &'static _ = Box::leak(Box::new(ffi::sqlite3_io_methods {
+                    xWrite: Some(write),
+                    xSync: Some(sync),
+                    xTruncate: Some(truncate),
+                    ..ptr::read(system)
+                }));
+                tables.push((system as usize, table));
+                table
+            });
+            (*file).pMethods = failing;
         }
     }
     outcome

@@ -23,7 +23,7 @@ fn twenty_thousand_approaches_end_without_a_violated_invariant() {
     // The worlds are rough enough to mean something.
     assert!(tally.faults > 500, "{tally:?}");
     assert!(tally.restarts > 100, "{tally:?}");
-    assert!(tally.dogs > 3_000, "{tally:?}");
+    assert!(tally.dogs > 2_000, "{tally:?}");
     // And the door is a door: most dogs come in, hardly any stranger does.
     assert!(tally.dogs_kept_out * 4 < tally.dogs, "{tally:?}");
     assert!(tally.strangers_let_in * 50 < tally.strangers, "{tally:?}");

@@ -93,13 +93,13 @@ impl Door {
         let rule = self.policy.ruling(Class::Dog, Way::In, seen.wall);
         let proofs = self.proofs(now, seen, target, &rule);
         let holds = |kind| proofs.iter().any(|p| p.proof == kind && p.passed);
-        use ProofKind::{Agreement, FreshFrame, NoCat, NoPerson};
+        use ProofKind::{Agreement, FreshFrame, NoCat, NoPerson, Picture};
         Findings {
             target: target.map(|t| t.id),
             busy: !seen.tracks.is_empty(),
             cat: !holds(NoCat),
             refused,
-            may_stay_open: [FreshFrame, NoCat, NoPerson, Agreement].into_iter().all(holds),
+            may_stay_open: [FreshFrame, Picture, NoCat, NoPerson, Agreement].into_iter().all(holds),
             way_out: self.policy.ruling(Class::Dog, Way::Out, seen.wall),
             rule,
             fault: self.broken(now, seen),

@@ -1,7 +1,7 @@
 //! Work on the ONNX graph itself, before tract sees it: weights stored as f16 become f32, and a
 //! classifier becomes fully convolutional.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
@@ -38,7 +38,7 @@ fn check(graph: &GraphProto) -> Result<(), NetworkError> {
     for constant in &graph.initializer {
         constant_len(constant)?;
     }
-    let mut known: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let mut known: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
     known.extend(graph.input.iter().map(|i| i.name.as_str()));
     for node in &graph.node {
         if let Some(missing) = node.input.iter().find(|i| !i.is_empty() && !known.contains(&***i)) {
@@ -90,7 +90,7 @@ fn constant_len(constant: &TensorProto) -> Result<usize, NetworkError> {
 
 /// Replaces every f16 constant with a Cast to f32 behind it by the f32 constant.
 fn widen(graph: &mut GraphProto) -> Result<(), NetworkError> {
-    let halves: HashMap<String, usize> = (graph.initializer.iter().enumerate())
+    let halves: BTreeMap<String, usize> = (graph.initializer.iter().enumerate())
         .filter(|(_, t)| t.data_type == DataType::Float16 as i32)
         .map(|(i, t)| (t.name.clone(), i))
         .collect();
@@ -106,7 +106,7 @@ fn widen(graph: &mut GraphProto) -> Result<(), NetworkError> {
         }
     }
     graph.node = nodes;
-    let used: HashSet<&String> = graph.node.iter().flat_map(|n| &n.input).collect();
+    let used: BTreeSet<&String> = graph.node.iter().flat_map(|n| &n.input).collect();
     let stale = |name: &String| halves.contains_key(name) && !used.contains(name);
     graph.initializer.retain(|t| !stale(&t.name));
     graph.input.retain(|i| !stale(&i.name));
@@ -268,7 +268,7 @@ fn floats(tensor: &TensorProto) -> Result<Vec<f32>, NetworkError> {
 
 /// Drops nodes and constants that no output needs. Nodes are in order of use.
 fn drop_unused(graph: &mut GraphProto) {
-    let mut needed: HashSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+    let mut needed: BTreeSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
     let mut nodes = std::mem::take(&mut graph.node);
     nodes.reverse();
     nodes.retain(|node| {

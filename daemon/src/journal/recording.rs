@@ -100,11 +100,14 @@ impl Replayed {
                 break;
             }
             let step: Step = parse(line, number)?;
-            let (recorded, _) = lines.next().ok_or(RecordingError::CutShort { line: number })?;
+            let (recorded, number) =
+                lines.next().ok_or(RecordingError::CutShort { line: number })?;
             let decision = keeper.step(step.now, &step.input);
             let same = serde_json::to_string(&decision).is_ok_and(|now| now == recorded);
-            if !same && differs_at.is_none() {
-                differs_at = Some(steps.len());
+            if !same {
+                // What is no decision at all is damage, not a difference.
+                parse::<Decision>(recorded, number)?;
+                differs_at.get_or_insert(steps.len());
             }
             steps.push((step, decision));
         }

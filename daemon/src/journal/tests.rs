@@ -264,6 +264,6 @@ fn a_recording_gives_the_same_decisions_and_a_changed_one_is_found_out() {
     assert!(matches!(Replayed::play(""), Err(RecordingError::Empty)));
     let cut = lines[..2].join("\n");
     assert!(matches!(Replayed::play(&cut), Err(RecordingError::CutShort { line: 2 })));
-    let torn = &text[..text.len() / 2];
+    let torn = &text[..text.trim_end().len() - 2];
     assert!(Replayed::play(torn).is_err());
 }

@@ -191,7 +191,8 @@ fn the_bolt_stays_where_it_is_when_the_program_ends() {
 
 #[test]
 fn locking_a_stuck_latch_says_so() {
-    let mut latch = SimulatedLatch::new(SimulatedSettings::default());
+    let quick = SimulatedSettings { travel: Duration::ZERO, ..SimulatedSettings::default() };
+    let mut latch = SimulatedLatch::new(quick);
     latch.drive(at(0), Bolt::Unlocked).unwrap();
     latch.set_stuck(true);
     let error = lock(&mut latch, Duration::from_millis(300), Clock::start()).unwrap_err();

@@ -6,7 +6,7 @@
 //! moving axes of channels only rearranges that array. A 1x1 convolution reads its channels from
 //! wherever they are; whoever needs them in order gets them gathered, once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use ndarray::{Array1, ArrayD, Axis, IxDyn};
 use tract_onnx::tract_core::internal::*;
@@ -35,7 +35,7 @@ use super::window::{Reduction, Window};
 pub fn into_blocks(isa: Isa, model: &TypedModel) -> TractResult<TypedModel> {
     let mut target = TypedModel { symbols: model.symbols.clone(), ..TypedModel::default() };
     target.properties.clone_from(&model.properties);
-    let mut layout = Layout { isa, model, target, values: HashMap::new() };
+    let mut layout = Layout { isa, model, target, values: BTreeMap::new() };
     for id in model.eval_order()? {
         let node = model.node(id);
         layout.node(node).with_context(|| format!("laying out {node}"))?;
@@ -62,7 +62,7 @@ struct Layout<'a> {
     /// The network being built.
     target: TypedModel,
     /// What has become of each outlet of `model`.
-    values: HashMap<OutletId, Value>,
+    values: BTreeMap<OutletId, Value>,
 }
 
 /// An outlet of the old network in the new one, in each form it already has.
