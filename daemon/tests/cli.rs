@@ -1,6 +1,8 @@
 //! The command line as a contract: what comes out on standard output, the exit codes, and that
 //! bad input gets one clear error and never a panic.
 
+#![expect(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -21,12 +21,12 @@ static TORN: AtomicBool = AtomicBool::new(false);
 /// Whether an operation has failed.
 static STRUCK: AtomicBool = AtomicBool::new(false);
 
-/// The system's own file system.
-static VFS: OnceLock<usize> = OnceLock::new();
-/// How it writes, synchronises and truncates: the same for every kind of file.
-static ORIGINAL: OnceLock<ffi::sqlite3_io_methods> = OnceLock::new();
-/// A failing table for each table of the system's, by the address of that: files that are locked
-/// and files that are not have different ones.
+/// The system's own file system, as an address, since a raw pointer cannot be shared.
+static SYSTEM: OnceLock<usize> = OnceLock::new();
+/// How the system's own file system works on an open file. Its tables differ only in how they
+/// lock, and share the operations that are made to fail here.
+static HONEST: OnceLock<ffi::sqlite3_io_methods> = OnceLock::new();
+/// For each of its tables, by address, one that fails; never freed.
 static FAILING: Mutex<Vec<(usize, &'static ffi::sqlite3_io_methods)>> = Mutex::new(Vec::new());
 
 /// Whether this operation is to fail.
@@ -46,8 +46,31 @@ fn strikes() -> bool {
     true
 }
 
-fn original() -> &'static ffi::sqlite3_io_methods {
-    ORIGINAL.get().expect("a file is open")
+fn honest() -> &'static ffi::sqlite3_io_methods {
+    HONEST.get().expect("a file is open")
+}
+
+/// The failing twin of the table at `methods`.
+///
+/// # Safety
+/// `methods` must point to a table of SQLite's.
+unsafe fn twin(methods: *const ffi::sqlite3_io_methods) -> &'static ffi::sqlite3_io_methods {
+    let mut twins = FAILING.lock().unwrap();
+    if let Some((_, twin)) = twins.iter().find(|(of, _)| *of == methods as usize) {
+        return twin;
+    }
+    // SAFETY: the caller's promise; the table is plain data.
+    let (honest, copy) = unsafe { (ptr::read(methods), ptr::read(methods)) };
+    HONEST.get_or_init(|| honest);
+    let failing = ffi::sqlite3_io_methods {
+        xWrite: Some(write),
+        xSync: Some(sync),
+        xTruncate: Some(truncate),
+        ..copy
+    };
+    let twin: &'static ffi::sqlite3_io_methods = Box::leak(Box::new(failing));
+    twins.push((methods as usize, twin));
+    twin
 }
 
 unsafe extern "C" fn write(
@@ -56,7 +79,7 @@ unsafe extern "C" fn write(
     count: c_int,
     offset: ffi::sqlite3_int64,
 ) -> c_int {
-    let write = original().xWrite.expect("a disk can write");
+    let write = honest().xWrite.expect("a disk can write");
     if strikes() {
         if TORN.load(Ordering::SeqCst) {
             // SAFETY: as the caller's, for a part of the caller's bytes.
@@ -73,7 +96,7 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
         return ffi::SQLITE_IOERR_FSYNC;
     }
     // SAFETY: the caller's arguments, passed on unchanged.
-    unsafe { original().xSync.expect("a disk can sync")(file, flags) }
+    unsafe { honest().xSync.expect("a disk can sync")(file, flags) }
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
@@ -81,7 +104,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_i
         return ffi::SQLITE_IOERR_TRUNCATE;
     }
     // SAFETY: the caller's arguments, passed on unchanged.
-    unsafe { original().xTruncate.expect("a disk can truncate")(file, size) }
+    unsafe { honest().xTruncate.expect("a disk can truncate")(file, size) }
 }
 
 unsafe extern "C" fn open(
@@ -91,28 +114,14 @@ unsafe extern "C" fn open(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    let vfs = *VFS.get().expect("registered") as *mut ffi::sqlite3_vfs;
+    let vfs = *SYSTEM.get().expect("registered") as *mut ffi::sqlite3_vfs;
     // SAFETY: SQLite's own file system opens into the space the caller made for it; the size of
     // that space is the one SQLite's own table states, which ours copies.
     let outcome = unsafe { (*vfs).xOpen.expect("a disk can open")(vfs, name, file, flags, out) };
     // SAFETY: `file` is open if and only if its methods are set.
     unsafe {
         if outcome == ffi::SQLITE_OK && !(*file).pMethods.is_null() {
-            let system = (*file).pMethods;
-            ORIGINAL.get_or_init(|| ptr::read(system));
-            let mut tables = FAILING.lock().unwrap();
-            let known = tables.iter().find(|(of, _)| *of == system as usize).map(|(_, t)| *t);
-            let failing = known.unwrap_or_else(|| {
-                let table: &'static _ = Box::leak(Box::new(ffi::sqlite3_io_methods {
-                    xWrite: Some(write),
-                    xSync: Some(sync),
-                    xTruncate: Some(truncate),
-                    ..ptr::read(system)
-                }));
-                tables.push((system as usize, table));
-                table
-            });
-            (*file).pMethods = failing;
+            (*file).pMethods = twin((*file).pMethods);
         }
     }
     outcome
@@ -125,7 +134,7 @@ fn install() {
     unsafe {
         assert_eq!(ffi::sqlite3_initialize(), ffi::SQLITE_OK);
         let system = ffi::sqlite3_vfs_find(ptr::null());
-        VFS.set(system as usize).unwrap();
+        SYSTEM.set(system as usize).unwrap();
         let failing = ffi::sqlite3_vfs {
             zName: NAME.as_ptr(),
             pNext: ptr::null_mut(),

@@ -143,6 +143,7 @@ fn the_mean_of_the_map_is_the_logits() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test may read the model it tests")]
 fn the_mean_of_efficientnet_s_map_is_its_logits() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/efficientnet_lite0/");
     let onnx = std::fs::read(format!("{dir}efficientnet_lite0.onnx")).unwrap();

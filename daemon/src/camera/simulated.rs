@@ -150,7 +150,7 @@ fn add_noise(pixels: &mut [u8], amplitude: u8, seed: u64, frame: u64) {
     for (n, chunk) in pixels.chunks_mut(8).enumerate() {
         let mut draw = hash(start.wrapping_add(n as u64));
         for byte in chunk {
-            let shift = (draw as u16 & 0xff) * span >> 8;
+            let shift = ((draw as u16 & 0xff) * span) >> 8;
             *byte = (u16::from(*byte) + shift).saturating_sub(amplitude.into()).min(255) as u8;
             draw >>= 8;
         }

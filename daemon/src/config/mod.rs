@@ -212,7 +212,7 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
         wanted((0.0..=1.0).contains(&value), key, &value, "a share between 0 and 1")
     };
     let rate = |key, value: f64| {
-        let ok = value >= 1e-6 && value < 0.5;
+        let ok = (1e-6..0.5).contains(&value);
         wanted(ok, key, &value, "a rate above 0 (at least 0.000001) and below 0.5")
     };
     let evidence = |key, value: f64| {

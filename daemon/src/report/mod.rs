@@ -369,7 +369,7 @@ fn shot(
             })
             .collect()
     });
-    let happened = decision.events.iter().filter(|e| tells(&e.what)).last();
+    let happened = decision.events.iter().rfind(|e| tells(&e.what));
     Ok(Shot {
         at: frame.captured_at(),
         jpeg,
