@@ -87,7 +87,7 @@ pub fn visits() -> Vec<Visit> {
                 stand(5_000, 320.0, 462.0, 330.0),
                 stand(5_800, 330.0, 560.0, 400.0),
             ])],
-            length_ms: 10_000,
+            length_ms: 9_000,
             passes: Some((5_200, 6_600)),
         },
         Visit {
@@ -99,7 +99,7 @@ pub fn visits() -> Vec<Visit> {
                 stand(6_000, 90.0, 497.0, 506.0),
                 stand(7_200, -330.0, 495.0, 500.0),
             ])],
-            length_ms: 10_000,
+            length_ms: 8_500,
             passes: None,
         },
         Visit {
@@ -107,17 +107,17 @@ pub fn visits() -> Vec<Visit> {
             about: "Opening for one would let in both.",
             actors: vec![
                 dog(vec![
-                    stand(800, 700.0, 380.0, 150.0),
-                    stand(2_400, 500.0, 435.0, 240.0),
+                    stand(2_000, 720.0, 390.0, 180.0),
+                    stand(3_400, 500.0, 435.0, 240.0),
                     stand(7_000, 470.0, 442.0, 255.0),
                 ]),
                 cat(vec![
-                    stand(1_000, -330.0, 495.0, 500.0),
-                    stand(2_200, -60.0, 495.0, 500.0),
+                    stand(600, -330.0, 495.0, 500.0),
+                    stand(1_800, -60.0, 495.0, 500.0),
                     stand(7_000, 0.0, 495.0, 500.0),
                 ]),
             ],
-            length_ms: 9_000,
+            length_ms: 8_000,
             passes: None,
         },
         Visit {
@@ -132,7 +132,7 @@ pub fn visits() -> Vec<Visit> {
                     stand(6_500, 280.0, 450.0, 195.0),
                 ],
             }],
-            length_ms: 9_000,
+            length_ms: 8_000,
             passes: None,
         },
     ]

@@ -207,7 +207,8 @@ impl Tally {
     /// frame was new in it, so that a door without pictures at the beginning or the end is not
     /// taken for the reason.
     pub fn add(&mut self, decision: &Decision, fresh: bool) -> bool {
-        let mut kind = u8::from(fresh);
+        let starting = matches!(decision.state, State::Starting { .. });
+        let mut kind = u8::from(fresh && !starting);
         for event in &decision.events {
             match event.what {
                 What::Opened { .. } => {

@@ -167,7 +167,7 @@ impl Vision {
     }
 
     /// Finds the animals and persons in `region` of `frame` and says what the animals are, best
-    /// detector score first. One animal is one sighting. `lap` is called as each stage ends, so
+    /// detector score first. A box of the heat map that the classifier calls nothing is left out. One animal is one sighting. `lap` is called as each stage ends, so
     /// that the caller can time them.
     ///
     /// # Errors
@@ -184,6 +184,7 @@ impl Vision {
                 localiser.localise_timed(frame, region, lap)?.detections
             }
         };
+        let by_heat = matches!(self.finder, Finder::Localiser(_));
         let mut crops = 0;
         let mut seen = Vec::new();
         for detection in one_box_each(found) {
@@ -192,6 +193,11 @@ impl Vision {
                     crops += 1;
                     let crop = detection.rect.padded(CROP_PADDING);
                     let answer = classifier.classify_timed(frame, crop, Framing::Crop, lap)?;
+                    // Heat only proposes. What the same network, looking closer, calls nothing
+                    // is nothing; otherwise an empty yard would be an animal for ever.
+                    if by_heat && answer.probs.best() == Class::Nothing {
+                        continue;
+                    }
                     Some(answer.classification())
                 }
                 _ => None,

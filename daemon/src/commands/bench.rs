@@ -12,11 +12,12 @@ use pawlatch_core::vision::network::Bare;
 
 use super::{Outcome, pictures, say, say_json};
 
-/// Measure how long a network takes, by itself: no picture is read, resized or decoded.
+/// Measure how long a network takes by itself
 ///
-/// Any ONNX file will do; it needs no manifest. Shapes are those the file declares, with 1 for
-/// each size it leaves open; inputs are filled with a fixed pattern. The network runs on a pool
-/// of --threads threads. Standard output ends with one line:
+/// No picture is read, resized or decoded. Any ONNX file will do; it needs no manifest. Shapes
+/// are those the file declares, with 1 for each size it leaves open; inputs are filled with a
+/// fixed pattern. The network runs on a pool of --threads threads. Standard output ends with one
+/// line:
 ///
 /// {"model","threads","p50_ms","p95_ms","p99_ms"}
 #[derive(Args)]

@@ -12,7 +12,7 @@ mod perceive;
 mod pictures;
 mod replay;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Error, Result};
@@ -135,6 +135,7 @@ pub fn log_to_stderr(cli: &Cli) {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .init();
 }
 

@@ -31,7 +31,7 @@ pub struct PictureArgs {
     output: Option<PathBuf>,
 }
 
-/// Say what pictures show.
+/// Say what pictures show
 ///
 /// The classifier in use looks at the middle of each picture, framed as its manifest says, and
 /// gives a probability for dog, cat, person, other (any other animal or thing) and nothing; they
@@ -49,7 +49,7 @@ pub struct ClassifyArgs {
     topk: usize,
 }
 
-/// Find the animals and persons in pictures.
+/// Find the animals and persons in pictures
 ///
 /// What is reported depends on the models in use:
 ///
@@ -78,7 +78,7 @@ pub struct DetectArgs {
     min_score: f32,
 }
 
-/// Show where the classifier sees a class, as a heat map and boxes.
+/// Show where the classifier sees a class, as a heat map and boxes
 ///
 /// The classifier is made fully convolutional and looks at the whole picture, cell by cell. With
 /// --json, one line a picture; `heat` has the probability of the class in each cell, row by row:

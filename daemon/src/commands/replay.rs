@@ -17,7 +17,7 @@ use pawlatch::report::{Chapter, Story};
 
 use super::{Common, Outcome, Usage, say, say_json};
 
-/// Decide on recorded frames in virtual time, the same way every time.
+/// Decide on recorded frames in virtual time, the same way every time
 ///
 /// SOURCE is a directory of pictures, played in order of name at --fps, or a video (H.264 in MP4,
 /// animated GIF or WebP), played at its own pace. The frames go through the whole system: picture

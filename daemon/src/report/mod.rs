@@ -18,7 +18,7 @@ use image::{ExtendedColorType, ImageEncoder as _, RgbImage, imageops};
 use pawlatch_core::door::{Decision, DoorSettings, ProofKind};
 use pawlatch_core::event::{Event, What};
 use pawlatch_core::frame::{Frame, PictureError};
-use pawlatch_core::sight::{Class, Sightings};
+use pawlatch_core::sight::{Class, Sighting, Sightings};
 use pawlatch_core::units::{Rect, Uptime};
 use pawlatch_core::vision::{Localiser, VisionError};
 use thiserror::Error;
@@ -122,6 +122,8 @@ pub struct Chapter {
     shots: Vec<Shot>,
     shot_every: Duration,
     newest: Option<(Frame, Option<Sightings>)>,
+    /// What was seen in frames of which only the journal may have a picture.
+    recorded: Vec<(Uptime, Vec<Boxed>)>,
     decisive: Option<(Frame, Shot)>,
     heat: Option<HeatPicture>,
     ended: Uptime,
@@ -146,6 +148,7 @@ impl Chapter {
             shots: Vec::new(),
             shot_every: SHOT_EVERY,
             newest: None,
+            recorded: Vec::new(),
             decisive: None,
             heat: None,
             ended: Uptime::ZERO,
@@ -167,6 +170,8 @@ impl Chapter {
         self.add_evidence(moment);
         if let Some(frame) = moment.frame {
             self.newest = Some((frame.clone(), moment.sightings.cloned()));
+        } else if let Some(sightings) = moment.sightings {
+            self.recorded.push((sightings.captured_at, boxes(sightings)));
         }
         if self.tally.add(decision, moment.sightings.is_some())
             && let Some((frame, sightings)) = &self.newest
@@ -186,13 +191,14 @@ impl Chapter {
         let frame = Frame::decode(bytes, at)?;
         let state = self.states.iter().rev().find(|(began, _)| *began <= at);
         let happened = self.events.iter().find(|e| e.at == at && tells(&e.what));
+        let seen = self.recorded.iter().rev().find(|(taken, _)| *taken <= at);
         let (jpeg, width, height) = encode(&frame)?;
         let shot = Shot {
             at,
             jpeg,
             width,
             height,
-            boxes: Vec::new(),
+            boxes: seen.map_or(Vec::new(), |(_, boxes)| boxes.clone()),
             state: state.map_or("", |(_, name)| name),
             happened: happened.map(ToString::to_string),
         };
@@ -355,20 +361,7 @@ fn shot(
     decision: &Decision,
 ) -> Result<Shot, ReportError> {
     let (jpeg, width, height) = encode(frame)?;
-    let boxes = sightings.map_or(Vec::new(), |s| {
-        s.seen
-            .iter()
-            .map(|sighting| {
-                let found = &sighting.detection;
-                let (class, score) = match &sighting.classification {
-                    Some(c) => (c.probs.best(), c.probs.of(c.probs.best())),
-                    None => (found.class, found.score),
-                };
-                let label = format!("{class} {:.0} %", 100.0 * score.get());
-                Boxed { rect: found.rect, class, label }
-            })
-            .collect()
-    });
+    let boxes = sightings.map_or(Vec::new(), boxes);
     let happened = decision.events.iter().rfind(|e| tells(&e.what));
     Ok(Shot {
         at: frame.captured_at(),
@@ -379,6 +372,20 @@ fn shot(
         state: decision.state.name(),
         happened: happened.map(ToString::to_string),
     })
+}
+
+/// What is written on the boxes: the classifier's word where there is one.
+fn boxes(sightings: &Sightings) -> Vec<Boxed> {
+    let boxed = |sighting: &Sighting| {
+        let found = &sighting.detection;
+        let (class, score) = match &sighting.classification {
+            Some(c) => (c.probs.best(), c.probs.of(c.probs.best())),
+            None => (found.class, found.score),
+        };
+        let label = format!("{class} {:.0} %", 100.0 * score.get());
+        Boxed { rect: found.rect, class, label }
+    };
+    sightings.seen.iter().map(boxed).collect()
 }
 
 /// The frame as a JPEG of at most [`SIDE`] pixels, and its size.
