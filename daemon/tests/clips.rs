@@ -1,0 +1,69 @@
+//! Real clips through the whole door: dogs are let in, cats and an empty yard are not, each with
+//! the right reason. The detector is a published one that is not part of the project.
+
+#![expect(clippy::unwrap_used, reason = "a test may be blunt")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A clip, what opens, and a word that one of its reasons must hold.
+const CLIPS: [(&str, bool, &str); 6] = [
+    ("cat_chair", false, "cat"),
+    ("cat_yard", false, "cat"),
+    ("doorcam_cat_on_mat", false, "cat"),
+    ("petdoor_yard_noir", false, "not certain enough"),
+    ("dog_field", true, "every proof held"),
+    ("puppy_lawn", true, "every proof held"),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The shipped classifier with a detector that says where.
+#[track_caller]
+fn models(shared: &Path, dir: &Path) {
+    let copy = |from: PathBuf, to: PathBuf| {
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    };
+    for file in ["model.toml", "efficientnet_lite0.onnx"] {
+        let name = Path::new("efficientnet_lite0").join(file);
+        copy(root().join("models").join(&name), dir.join(&name));
+    }
+    let detector = "nanodet_plus_m_416";
+    let onnx = format!("{detector}/{detector}.onnx");
+    copy(shared.join("models").join(&onnx), dir.join(&onnx));
+    let manifest = root().join(format!("tests/manifests/{detector}.toml"));
+    copy(manifest, dir.join(detector).join("model.toml"));
+}
+
+#[test]
+fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
+    let shared = root().join("../shared");
+    if !shared.is_dir() {
+        assert!(std::env::var_os("CI").is_none(), "../shared is needed");
+        eprintln!("skipped: ../shared is absent");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    models(&shared, dir.path());
+    for (clip, opens, word) in CLIPS {
+        let output = Command::new(env!("CARGO_BIN_EXE_pawlatch"))
+            .args(["replay", "--json", "--models-dir"])
+            .arg(dir.path())
+            .arg(shared.join("data/clips").join(clip))
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        assert_eq!(last["opened"].as_u64().unwrap() > 0, opens, "{clip}: {last}");
+        assert_eq!(last["verdict"] == "let_in", opens, "{clip}: {last}");
+        let reasons = last["reasons"].as_array().unwrap();
+        let told = reasons.iter().any(|r| r.as_str().unwrap().contains(word));
+        assert!(told, "{clip}: no reason says \"{word}\": {last}");
+    }
+}
