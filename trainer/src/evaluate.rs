@@ -1,0 +1,350 @@
+//! Measures a model on a dataset exactly as the door runs it: through `pawlatch_core::vision`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use image::RgbImage;
+use pawlatch_core::frame::Frame;
+use pawlatch_core::sight::Class;
+use pawlatch_core::units::Uptime;
+use pawlatch_core::vision::{Classifier, Framing, Model};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::Serialize;
+
+use crate::data::augment::Corruption;
+use crate::data::{self, Dataset, Item, Split};
+use crate::metrics::{Bin, Rate, auc, expected_calibration_error, reliability, threshold_at};
+use crate::train::bar;
+
+/// What was measured on one set of pictures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// Pictures.
+    pub pictures: usize,
+    /// Share whose best of dog, cat and the rest is right.
+    pub accuracy3: Rate,
+    /// Share whose best of the five classes is right.
+    pub accuracy: Rate,
+    /// Rows: what it is; columns: what was said; both in the order of the classes.
+    pub confusion: [[usize; 5]; 5],
+    /// Area under the curve of dogs against cats, by the probability of "dog".
+    pub auc_dog_cat: f64,
+    /// Expected calibration error of the five classes, 15 bins.
+    pub ece: f32,
+    /// Bins of the reliability diagram.
+    pub reliability: Vec<Bin>,
+    /// Error rates at thresholds of the probability of "dog".
+    pub operating: Vec<Operating>,
+}
+
+/// Error rates at one threshold.
+#[derive(Clone, Debug, Serialize)]
+pub struct Operating {
+    /// What fixed the threshold.
+    pub rule: String,
+    /// Probability of "dog" that has to be passed.
+    pub threshold: f32,
+    /// Dogs kept out.
+    pub frr: Rate,
+    /// Cats let in.
+    pub far_cat: Rate,
+    /// Persons, other animals and nothing let in.
+    pub far_rest: Rate,
+}
+
+/// A picture the model was wrong about.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mistake {
+    /// The picture.
+    pub item: Item,
+    /// What was said.
+    pub said: String,
+    /// With which probability.
+    pub probability: f32,
+}
+
+/// Everything `evaluate` reports.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Model name and version.
+    pub model: String,
+    /// Hash of the dataset.
+    pub data_sha256: String,
+    /// Whole pictures and crops together.
+    pub all: Figures,
+    /// Whole pictures only.
+    pub whole: Option<Figures>,
+    /// Crops only.
+    pub crops: Option<Figures>,
+    /// Share of right three-way answers per source and subset.
+    pub subsets: BTreeMap<String, Rate>,
+    /// Dogs kept out, and cats let in, under each distortion, at the threshold that lets in half
+    /// a percent of all non-dogs undistorted.
+    pub corruptions: Vec<(String, Rate, Rate)>,
+    /// Most confident mistakes, worst first.
+    pub mistakes: Vec<Mistake>,
+    /// Median milliseconds per picture, decoding left out.
+    pub median_ms: f64,
+}
+
+/// A picture with what was said of it.
+struct Answer<'a> {
+    item: &'a Item,
+    class: Class,
+    probs: [f32; 5],
+    ms: f64,
+}
+
+/// Loads a model directory as the door does.
+///
+/// # Errors
+/// If a file is missing or the manifest is wrong.
+pub fn load_model(dir: &Path) -> Result<Model> {
+    let path = dir.join("model.toml");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest = pawlatch_core::vision::Manifest::parse(&text)
+        .with_context(|| format!("in {}", path.display()))?;
+    let onnx = dir.join(&manifest.file);
+    let bytes = std::fs::read(&onnx).with_context(|| format!("cannot read {}", onnx.display()))?;
+    Ok(Model::from_parts(manifest, &bytes)?)
+}
+
+/// A class of the door by its name.
+///
+/// # Errors
+/// If there is none of that name.
+pub fn door_class(name: &str) -> Result<Class> {
+    Class::ALL.into_iter().find(|c| c.name() == name).with_context(|| {
+        let names: Vec<_> = Class::ALL.iter().map(|c| c.name()).collect();
+        format!("label '{name}' is none of the door's classes: {}", names.join(", "))
+    })
+}
+
+/// Measures the model in `dir` on the `split` of `data`; with `corruptions`, under each of them.
+///
+/// # Errors
+/// If the model or a picture cannot be used, or there is no picture.
+pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> Result<Report> {
+    let model = load_model(dir)?;
+    let name = format!("{} {}", model.manifest.name, model.manifest.version);
+    let mut classifier = Classifier::new(model)?;
+    let items = data.of(split);
+    ensure!(!items.is_empty(), "the dataset has no picture in this split");
+    let answers = classify(&mut classifier, &items, None)?;
+    let all = figures(answers.iter());
+    let part = |crop: bool| {
+        let chosen: Vec<_> = answers.iter().filter(|a| a.item.is_crop() == crop).collect();
+        (!chosen.is_empty()).then(|| figures(chosen.into_iter()))
+    };
+    let mut distorted = Vec::new();
+    let threshold = all.operating.last().map_or(0.5, |o| o.threshold);
+    for corruption in Corruption::ALL.into_iter().filter(|_| corruptions) {
+        let answers = classify(&mut classifier, &items, Some(corruption))?;
+        let rates = operating("", threshold, &answers.iter().collect::<Vec<_>>());
+        distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
+    }
+    let mut ms: Vec<f64> = answers.iter().map(|a| a.ms).collect();
+    ms.sort_by(f64::total_cmp);
+    Ok(Report {
+        model: name,
+        data_sha256: data.sha256.clone(),
+        whole: part(false),
+        crops: part(true),
+        subsets: subsets(&answers),
+        corruptions: distorted,
+        mistakes: mistakes(&answers, 24),
+        median_ms: ms[ms.len() / 2],
+        all,
+    })
+}
+
+fn classify<'a>(
+    classifier: &mut Classifier,
+    items: &[&'a Item],
+    corruption: Option<Corruption>,
+) -> Result<Vec<Answer<'a>>> {
+    let bar = bar(items.len() as u64, &corruption.map_or("pictures".into(), |c| format!("{c:?}")));
+    let answers = items
+        .iter()
+        .enumerate()
+        .map(|(i, item)| {
+            let picture = data::open(&item.file)?;
+            let picture = match corruption {
+                Some(c) => c.apply(&picture, &mut StdRng::seed_from_u64(i as u64))?,
+                None => picture,
+            };
+            let frame = frame(picture)?;
+            let framing = if item.is_crop() { Framing::Crop } else { Framing::Whole };
+            let began = Instant::now();
+            let answer = classifier
+                .classify(&frame, item.part, framing)
+                .with_context(|| item.file.display().to_string())?;
+            let ms = began.elapsed().as_secs_f64() * 1e3;
+            bar.inc(1);
+            Ok(Answer { item, class: door_class(&item.label)?, probs: answer.probs.into(), ms })
+        })
+        .collect();
+    bar.finish_and_clear();
+    answers
+}
+
+/// A picture as a frame of the door.
+///
+/// # Errors
+/// If its size is out of range.
+pub fn frame(picture: RgbImage) -> Result<Frame> {
+    let (w, h) = picture.dimensions();
+    Frame::from_rgb(picture.into_raw(), w, h, Uptime::ZERO).map_err(|e| anyhow!(e))
+}
+
+fn figures<'a>(answers: impl Iterator<Item = &'a Answer<'a>>) -> Figures {
+    let answers: Vec<&Answer<'_>> = answers.collect();
+    let mut confusion = [[0; 5]; 5];
+    let mut right3 = 0;
+    for a in &answers {
+        confusion[a.class as usize][best(&a.probs)] += 1;
+        right3 += usize::from(best3(&a.probs) == (a.class as usize).min(2));
+    }
+    let right = (0..5).map(|i| confusion[i][i]).sum();
+    let n = answers.len();
+    let probs: Vec<Vec<f32>> = answers.iter().map(|a| a.probs.to_vec()).collect();
+    let classes: Vec<usize> = answers.iter().map(|a| a.class as usize).collect();
+    let (dogs, cats, rest) =
+        (dog_scores(&answers, is_dog), dog_scores(&answers, is_cat), dog_scores(&answers, is_rest));
+    let not_dogs: Vec<f32> = cats.iter().chain(&rest).copied().collect();
+    let rules = [
+        ("FAR(cat) 0.1 %", &cats, 0.001),
+        ("FAR(cat) 1 %", &cats, 0.01),
+        ("FAR(rest) 1 %", &rest, 0.01),
+        ("FAR(non-dog) 0.5 %", &not_dogs, 0.005),
+    ];
+    Figures {
+        pictures: n,
+        accuracy3: Rate::new(right3, n),
+        accuracy: Rate::new(right, n),
+        confusion,
+        auc_dog_cat: auc(&dogs, &cats),
+        ece: expected_calibration_error(&probs, &classes),
+        reliability: reliability(&probs, &classes).to_vec(),
+        operating: rules
+            .into_iter()
+            .map(|(rule, negatives, far)| operating(rule, threshold_at(negatives, far), &answers))
+            .collect(),
+    }
+}
+
+fn is_dog(c: Class) -> bool {
+    c == Class::Dog
+}
+fn is_cat(c: Class) -> bool {
+    c == Class::Cat
+}
+fn is_rest(c: Class) -> bool {
+    !is_dog(c) && !is_cat(c)
+}
+
+fn dog_scores(answers: &[&Answer<'_>], of: fn(Class) -> bool) -> Vec<f32> {
+    answers.iter().filter(|a| of(a.class)).map(|a| a.probs[0]).collect()
+}
+
+fn operating(rule: &str, threshold: f32, answers: &[&Answer<'_>]) -> Operating {
+    let passes = |of: fn(Class) -> bool| {
+        let scores = dog_scores(answers, of);
+        (scores.iter().filter(|&&p| p > threshold).count(), scores.len())
+    };
+    let ((dogs_in, dogs), (cats_in, cats), (rest_in, rest)) =
+        (passes(is_dog), passes(is_cat), passes(is_rest));
+    Operating {
+        rule: rule.into(),
+        threshold,
+        frr: Rate::new(dogs - dogs_in, dogs),
+        far_cat: Rate::new(cats_in, cats),
+        far_rest: Rate::new(rest_in, rest),
+    }
+}
+
+fn best(probs: &[f32]) -> usize {
+    probs.iter().enumerate().fold(0, |b, (i, p)| if *p > probs[b] { i } else { b })
+}
+
+fn best3(probs: &[f32; 5]) -> usize {
+    best(&[probs[0], probs[1], probs[2] + probs[3] + probs[4]])
+}
+
+fn subsets(answers: &[Answer<'_>]) -> BTreeMap<String, Rate> {
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for a in answers {
+        let subset = a.item.subset.split(':').next().unwrap_or("");
+        let (right, of) =
+            counts.entry(format!("{} {} {}", a.item.label, subset, a.item.source)).or_default();
+        *right += usize::from(best3(&a.probs) == (a.class as usize).min(2));
+        *of += 1;
+    }
+    counts.into_iter().map(|(k, (right, of))| (k, Rate::new(right, of))).collect()
+}
+
+fn mistakes(answers: &[Answer<'_>], most: usize) -> Vec<Mistake> {
+    let mut wrong: Vec<Mistake> = answers
+        .iter()
+        .filter(|a| best(&a.probs) != a.class as usize)
+        .map(|a| Mistake {
+            item: a.item.clone(),
+            said: Class::ALL[best(&a.probs)].name().into(),
+            probability: a.probs[best(&a.probs)],
+        })
+        .collect();
+    wrong.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    wrong.truncate(most);
+    wrong
+}
+
+impl Report {
+    /// The figures as text for a terminal or a model card.
+    pub fn text(&self) -> String {
+        let mut out = format!(
+            "{} on data {}\n",
+            self.model,
+            &self.data_sha256[..12.min(self.data_sha256.len())]
+        );
+        let parts = [
+            ("all", Some(&self.all)),
+            ("whole pictures", self.whole.as_ref()),
+            ("crops", self.crops.as_ref()),
+        ];
+        for (what, figures) in parts.into_iter().filter_map(|(w, f)| Some((w, f?))) {
+            out += &format!(
+                "\n{what}: {} pictures\n  right of dog, cat, rest  {:.2} %\n  right of five classes    {:.2} %\n  \
+                 AUC dog/cat              {:.5}\n  calibration error        {:.4}\n",
+                figures.pictures,
+                figures.accuracy3.share() * 100.0,
+                figures.accuracy.share() * 100.0,
+                figures.auc_dog_cat,
+                figures.ece
+            );
+            for o in &figures.operating {
+                out += &format!(
+                    "  at {:<19} p > {:.3}  FRR {}  FAR cat {}  FAR rest {}\n",
+                    o.rule, o.threshold, o.frr, o.far_cat, o.far_rest
+                );
+            }
+        }
+        out += "\nconfusion (rows: is; columns: said)";
+        out += &Class::ALL.iter().map(|c| format!("{:>9}", c.name())).collect::<String>();
+        for (class, row) in Class::ALL.iter().zip(&self.all.confusion) {
+            out += &format!("\n{:>36}", class.name());
+            out += &row.iter().map(|n| format!("{n:>9}")).collect::<String>();
+        }
+        out += "\n\nright of dog, cat, rest by subset\n";
+        for (subset, rate) in &self.subsets {
+            out += &format!("  {subset:<60} {:>4}/{}\n", rate.hits, rate.of);
+        }
+        for (what, frr, far) in &self.corruptions {
+            out += &format!("  {what:<12} FRR {frr}  FAR cat {far}\n");
+        }
+        out + &format!("\nmedian {:.1} ms per picture\n", self.median_ms)
+    }
+}

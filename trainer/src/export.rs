@@ -1,0 +1,243 @@
+//! Writes a model directory that the door accepts, after proving that it says what was trained.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use pawlatch_core::sight::Class;
+use pawlatch_core::vision::manifest::{
+    Calibration, ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Metric,
+    Output, PerClass, Resize, Thresholds, Training,
+};
+use pawlatch_core::vision::{Manifest, Task, sha256};
+
+use crate::cache::Frozen;
+use crate::data::{Dataset, Split};
+use crate::engine::Model;
+use crate::evaluate::{Report, door_class};
+use crate::net::Net;
+use crate::net::onnx::Precision;
+use crate::retrain::{Plan, Retrained};
+use crate::train::write_whole;
+
+/// Largest difference of a logit between burn and the exported file in tract.
+pub const TOLERANCE: f32 = 1e-3;
+
+/// What a model is called and where it comes from.
+pub struct Card<'a> {
+    /// Lower-case name.
+    pub name: String,
+    /// Version of the model, for people.
+    pub version: &'a str,
+    /// Licence of the weights, an SPDX expression.
+    pub licence: &'a str,
+    /// Where the weights come from.
+    pub source: &'a str,
+    /// Commit of the program that trained it.
+    pub commit: Option<String>,
+}
+
+/// Writes `model.onnx` and `model.toml` into `dir`, the ONNX first, each in one step.
+///
+/// # Errors
+/// If tract's answer differs from burn's by more than [`TOLERANCE`], a label is none of the
+/// door's classes, or a file cannot be written.
+pub fn classifier(
+    dir: &Path,
+    trained: &Retrained,
+    data: &Dataset,
+    plan: &Plan,
+    card: &Card<'_>,
+    device: &Device,
+) -> Result<()> {
+    let onnx = trained.net.encode(Precision::Half)?;
+    prove(&trained.net, &onnx, plan.side, device)?;
+    let manifest = manifest(trained, &onnx, data, plan, card)?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // A door that reads in between sees a hash that does not fit and refuses: never half a model.
+    write_whole(&dir.join("model.onnx"), &onnx)?;
+    write_whole(&dir.join("model.toml"), manifest.to_toml()?.as_bytes())
+}
+
+/// Compares the file in tract with the rounded network in burn on a patterned input.
+fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()> {
+    let rounded = Net::decode(onnx)?;
+    let shape = rounded.shape_at(side);
+    let input: Vec<f32> = (0..shape.iter().product())
+        .map(|i| ((i % 251) as f32 / 125.0 - 1.0) * ((i / 997) % 3) as f32 / 2.0)
+        .collect();
+    let model = Model::new(rounded.clone(), device);
+    let burn = model.forward(model.batch(input.clone(), shape)?, None)?.array(0)?;
+    let tract = &Frozen::new(net, side)?.run(&input)?[0];
+    let exported = &Frozen::new(&rounded, side)?.run(&input)?[0];
+    let gap = difference(&burn.data, &exported.data);
+    ensure!(
+        gap <= TOLERANCE,
+        "the exported network differs from the trained one by {gap}, more than {TOLERANCE}: not written"
+    );
+    let rounding = difference(&tract.data, &exported.data);
+    println!(
+        "burn and tract differ by {gap:.1e}; storing 16-bit weights changes logits by {rounding:.1e}"
+    );
+    Ok(())
+}
+
+/// The largest difference of two lists.
+pub fn difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn manifest(
+    trained: &Retrained,
+    onnx: &[u8],
+    data: &Dataset,
+    plan: &Plan,
+    card: &Card<'_>,
+) -> Result<Manifest> {
+    let mut classes = ClassLabels::default();
+    for label in &data.classes {
+        let set = LabelSet::Name(label.clone());
+        match door_class(label)? {
+            Class::Dog => classes.dog.push(set),
+            Class::Cat => classes.cat.push(set),
+            Class::Person => classes.person.push(set),
+            Class::Other => classes.other.push(set),
+            Class::Nothing => classes.nothing.push(set),
+        }
+    }
+    let counts = data.counts(Split::Validate);
+    let total = counts.iter().sum::<usize>().max(1) as f32;
+    let mut prior = PerClass::default();
+    for (label, &n) in data.classes.iter().zip(&counts) {
+        let share = n as f32 / total;
+        match door_class(label)? {
+            Class::Dog => prior.dog += share,
+            Class::Cat => prior.cat += share,
+            Class::Person => prior.person += share,
+            Class::Other => prior.other += share,
+            Class::Nothing => prior.nothing += share,
+        }
+    }
+    let embedding = trained.net.outputs.get(1).cloned();
+    let stages: Vec<String> = plan
+        .stage
+        .iter()
+        .map(|s| {
+            format!(
+                "{} epochs after '{}' ({} variants, rate {})",
+                s.recipe.epochs, s.cut, s.variants, s.recipe.rate
+            )
+        })
+        .collect();
+    let figure = |name: &str, value: f64| Metric {
+        name: name.into(),
+        value,
+        data: "validation split".into(),
+        data_sha256: Some(data.sha256.clone()),
+    };
+    Ok(Manifest {
+        manifest: FORMAT,
+        name: card.name.clone(),
+        version: card.version.into(),
+        task: Task::Classifier,
+        file: "model.onnx".into(),
+        sha256: sha256(onnx),
+        licence: card.licence.into(),
+        source: card.source.into(),
+        input: Input {
+            name: trained.net.input.clone(),
+            shape: trained.net.shape_at(plan.side),
+            layout: Layout::Nchw,
+            colour: Colour::Rgb,
+            mean: plan.mean,
+            std: plan.std,
+            resize: Resize::Crop { fraction: plan.fraction },
+            kernel: Kernel::Bicubic,
+        },
+        output: Output::Softmax { name: trained.net.outputs[0].clone(), embedding },
+        calibration: Some(Calibration {
+            temperature: trained.temperature,
+            bias: PerClass::default(),
+            prior: Some(prior),
+        }),
+        thresholds: Thresholds::default(),
+        open_set: None,
+        metrics: vec![
+            figure("ece_before", trained.ece.0.into()),
+            figure("ece", trained.ece.1.into()),
+        ],
+        training: Some(Training {
+            method: format!("pawlatch-trainer retrain: {}", stages.join("; ")),
+            data: format!(
+                "{} training and {total} validation pictures",
+                data.counts(Split::Train).iter().sum::<usize>()
+            ),
+            data_sha256: Some(data.sha256.clone()),
+            seed: Some(plan.seed),
+            commit: card.commit.clone(),
+        }),
+        labels: Labels { rest: Class::Other, classes, names: data.classes.clone() },
+    })
+}
+
+/// Writes the figures of a report into the manifest of the model they were measured on.
+///
+/// # Errors
+/// If the manifest cannot be read or written.
+pub fn record(dir: &Path, report: &Report) -> Result<()> {
+    let path = dir.join("model.toml");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest = Manifest::parse(&text)?;
+    let f = &report.all;
+    let mut figures = vec![
+        ("accuracy_dog_cat_rest", f.accuracy3.share()),
+        ("auc_dog_cat", f.auc_dog_cat),
+        ("ece", f64::from(f.ece)),
+    ];
+    let names = [
+        "frr_at_far_cat_0.001",
+        "frr_at_far_cat_0.01",
+        "frr_at_far_rest_0.01",
+        "frr_at_far_nondog_0.005",
+    ];
+    figures.extend(names.into_iter().zip(f.operating.iter().map(|o| o.frr.share())));
+    figures.extend(
+        f.operating.last().map(|o| ("threshold_at_far_nondog_0.005", f64::from(o.threshold))),
+    );
+    for (name, value) in figures {
+        manifest.metrics.retain(|m| m.name != name);
+        manifest.metrics.push(Metric {
+            name: name.into(),
+            value,
+            data: "validation split".into(),
+            data_sha256: Some(report.data_sha256.clone()),
+        });
+    }
+    write_whole(&path, manifest.to_toml()?.as_bytes())
+}
+
+/// The fully convolutional form of a classifier, with the largest difference between the mean of
+/// its map and the classifier's logits at the classifier's own size.
+///
+/// # Errors
+/// If there is no such form, or the difference is above `1e-4` of the largest logit.
+pub fn fully_convolutional(net: &Net, side: usize) -> Result<(Net, f32)> {
+    let map = net.fully_convolutional(side)?;
+    let shape = net.shape_at(side);
+    let side = shape[2];
+    let input: Vec<f32> =
+        (0..shape.iter().product()).map(|i| ((i % 255) as f32 - 127.0) / 128.0).collect();
+    let logits = &Frozen::new(net, side)?.run(&input)?[0];
+    let cells = &Frozen::new(&map, side)?.run(&input)?[0];
+    let area = cells.data.len() / logits.data.len();
+    let means: Vec<f32> =
+        cells.data.chunks(area).map(|c| c.iter().sum::<f32>() / area as f32).collect();
+    let gap = difference(&means, &logits.data);
+    let largest = logits.data.iter().fold(1.0, |m: f32, v| m.max(v.abs()));
+    ensure!(
+        gap <= 1e-4 * largest,
+        "the map's mean differs from the classifier by {gap}: not the same function"
+    );
+    Ok((map, gap))
+}

@@ -1,0 +1,357 @@
+//! From a folder of photos to the network on the door.
+//!
+//! Four ways, in the order in which a sane person tries them: use a network as it is, retrain it,
+//! change its structure, build one. See docs/training.md.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use pawlatch_trainer::data::augment::Augmentation;
+use pawlatch_trainer::data::{Dataset, Split, browse};
+use pawlatch_trainer::net::Net;
+use pawlatch_trainer::net::onnx::Precision;
+use pawlatch_trainer::net::zoo::Architecture;
+use pawlatch_trainer::recipe::Recipe;
+use pawlatch_trainer::retrain::{Plan, default_work_dir, retrain};
+use pawlatch_trainer::train::write_whole;
+use pawlatch_trainer::weights::StateDict;
+use pawlatch_trainer::{detector, engine, evaluate, export, report, show};
+
+use pawlatch_core::vision::Task;
+
+/// Trains, edits and measures the networks of a Pawlatch door.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build, show and edit networks.
+    #[command(subcommand)]
+    Net(NetCommand),
+    /// Check, split and look at labelled pictures.
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
+    /// Retrain a network for the classes of a dataset and write a model for the door.
+    Retrain(RetrainArgs),
+    /// Train a detector on a network, which stays frozen, and write a model for the door.
+    Detector(RetrainArgs),
+    /// Measure a model on a dataset, exactly as the door runs it.
+    Evaluate(EvaluateArgs),
+    /// Print the learning rate of each step of a recipe.
+    Rates {
+        /// A training plan; its first stage is shown.
+        plan: PathBuf,
+        /// Steps of the training.
+        #[arg(long, default_value_t = 20)]
+        steps: usize,
+    },
+}
+
+#[derive(Subcommand)]
+enum NetCommand {
+    /// Turn published PyTorch weights (.pth, .safetensors) into ONNX.
+    Import {
+        /// What the weights are of.
+        architecture: Architecture,
+        /// The state dict.
+        weights: PathBuf,
+        /// The ONNX to write.
+        out: PathBuf,
+    },
+    /// Make a network with fresh weights.
+    New {
+        /// What to build.
+        architecture: Architecture,
+        /// The ONNX to write.
+        out: PathBuf,
+        /// Number of classes.
+        #[arg(long, default_value_t = 5)]
+        classes: usize,
+        /// Multiplies hidden units (AlexNet) or channels (small networks).
+        #[arg(long, default_value_t = 1.0)]
+        width: f32,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+    },
+    /// List layers, shapes, parameters and multiply-adds.
+    Show {
+        /// An ONNX.
+        net: PathBuf,
+        /// Side of the input where the network leaves it open, pixels.
+        #[arg(long, default_value_t = 224)]
+        side: usize,
+        /// Also draw it into this SVG file.
+        #[arg(long)]
+        svg: Option<PathBuf>,
+    },
+    /// Replace the last dense layer by a fresh one.
+    SwapHead {
+        /// An ONNX.
+        net: PathBuf,
+        /// The ONNX to write.
+        out: PathBuf,
+        /// Number of classes.
+        #[arg(long)]
+        classes: usize,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+    },
+    /// Turn dense layers into convolutions, prove that the answer is the same, and write the net
+    /// that runs at any size.
+    Fc2conv {
+        /// An ONNX.
+        net: PathBuf,
+        /// The ONNX to write.
+        out: PathBuf,
+        /// Side of the classifier's own input, pixels.
+        #[arg(long, default_value_t = 224)]
+        side: usize,
+    },
+}
+
+#[derive(Subcommand)]
+enum DatasetCommand {
+    /// Check every picture, drop damaged and duplicate ones, split, and write a dataset file.
+    Build {
+        /// A folder with a sub-folder per label, or a TOML description.
+        source: PathBuf,
+        /// The dataset file (JSON) to write.
+        out: PathBuf,
+    },
+    /// Write a page with contact sheets, counts and boxes.
+    Browse {
+        /// A dataset file, folder or description.
+        data: PathBuf,
+        /// The HTML to write.
+        out: PathBuf,
+        /// Most pictures of each class and split.
+        #[arg(long, default_value_t = 60)]
+        most: usize,
+        /// Also show four distorted variants of each, as training sees them.
+        #[arg(long)]
+        augmented: bool,
+    },
+}
+
+#[derive(Args)]
+struct RetrainArgs {
+    /// The network to start from; `features` must be its embedding unless a plan says otherwise.
+    #[arg(long)]
+    base: PathBuf,
+    /// A dataset file, folder or description.
+    #[arg(long)]
+    data: PathBuf,
+    /// Stages and recipes (TOML); without one only the head is trained.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// The model directory to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Where caches and checkpoints are kept.
+    #[arg(long)]
+    work_dir: Option<PathBuf>,
+    /// cpu, vulkan or cuda.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Name in the manifest; the directory's if absent.
+    #[arg(long)]
+    name: Option<String>,
+    /// Version in the manifest.
+    #[arg(long, default_value = "1")]
+    model_version: String,
+    /// Licence of the weights.
+    #[arg(long, default_value = "LicenseRef-unknown")]
+    licence: String,
+    /// Where the weights come from.
+    #[arg(long, default_value = "retrained by the owner")]
+    source: String,
+    /// Commit of the program, written into the manifest.
+    #[arg(long)]
+    commit: Option<String>,
+}
+
+impl RetrainArgs {
+    fn card(&self) -> export::Card<'_> {
+        let directory =
+            self.out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        export::Card {
+            name: self.name.clone().unwrap_or(directory),
+            version: &self.model_version,
+            licence: &self.licence,
+            source: &self.source,
+            commit: self.commit.clone(),
+        }
+    }
+}
+
+#[derive(Args)]
+struct EvaluateArgs {
+    /// A model directory.
+    model: PathBuf,
+    /// A dataset file, folder or description.
+    #[arg(long)]
+    data: PathBuf,
+    /// Measure on the training pictures instead: only to see over-fitting.
+    #[arg(long)]
+    on_training: bool,
+    /// Also measure under grey, dark, blur, JPEG, half-hidden and small.
+    #[arg(long)]
+    corruptions: bool,
+    /// Write the figures as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write a page with curves and the most confident mistakes.
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Write the figures into the model's manifest.
+    #[arg(long)]
+    record: bool,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Net(command) => net(command),
+        Command::Dataset(command) => dataset(command),
+        Command::Retrain(args) => run_retrain(&args),
+        Command::Detector(args) => run_detector(&args),
+        Command::Evaluate(args) => run_evaluate(&args),
+        Command::Rates { plan, steps } => {
+            let plan = Plan::load(&plan)?;
+            let recipe: &Recipe = &plan.stage.first().context("the plan has no stage")?.recipe;
+            for step in 0..steps {
+                let rate = recipe.rate_at(step, steps);
+                println!(
+                    "{step:>6}  {rate:<12.3e} {}",
+                    "#".repeat((rate / recipe.rate * 50.0) as usize)
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+fn net(command: NetCommand) -> Result<()> {
+    match command {
+        NetCommand::Import { architecture, weights, out } => {
+            write_net(&architecture.filled(&StateDict::load(&weights)?)?, &out)
+        }
+        NetCommand::New { architecture, out, classes, width, seed } => {
+            write_net(&architecture.fresh(classes, width, seed)?, &out)
+        }
+        NetCommand::Show { net, side, svg } => {
+            let net = Net::load(&net)?;
+            print!("{}", show::text(&net, side)?);
+            svg.map_or(Ok(()), |path| write_whole(&path, show::svg(&net, side)?.as_bytes()))
+        }
+        NetCommand::SwapHead { net, out, classes, seed } => {
+            write_net(&Net::load(&net)?.swap_head(classes, seed)?, &out)
+        }
+        NetCommand::Fc2conv { net, out, side } => {
+            let (map, gap) = export::fully_convolutional(&Net::load(&net)?, side)?;
+            println!("the mean of the map differs from the classifier by {gap:.1e}");
+            write_net(&map, &out)
+        }
+    }
+}
+
+fn write_net(net: &Net, out: &Path) -> Result<()> {
+    write_whole(out, &net.encode(Precision::Single)?)?;
+    println!("wrote {} ({:.2} million parameters)", out.display(), net.param_count() as f64 / 1e6);
+    Ok(())
+}
+
+fn dataset(command: DatasetCommand) -> Result<()> {
+    match command {
+        DatasetCommand::Build { source, out } => {
+            let data = Dataset::load(&source)?;
+            for note in &data.notes {
+                println!("{note}");
+            }
+            let (train, validate) = (data.counts(Split::Train), data.counts(Split::Validate));
+            for (i, class) in data.classes.iter().enumerate() {
+                println!("{class:<12} {:>6} to train on, {:>6} to validate", train[i], validate[i]);
+            }
+            println!("{} pictures with boxes\nsha256 {}", data.scenes.len(), data.sha256);
+            write_whole(&out, &serde_json::to_vec(&data)?)
+        }
+        DatasetCommand::Browse { data, out, most, augmented } => {
+            let augmentation = Augmentation::default();
+            let data = Dataset::load(&data)?;
+            let page = browse::page(&data, most, augmented.then_some((&augmentation, 7)))?;
+            write_whole(&out, page.as_bytes())
+        }
+    }
+}
+
+fn run_retrain(args: &RetrainArgs) -> Result<()> {
+    let device = engine::device(&args.device)?;
+    let data = Dataset::load(&args.data)?;
+    let base = Net::load(&args.base)?;
+    let plan = match &args.plan {
+        Some(path) => Plan::load(path)?,
+        None => Plan::head_only(base.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
+    };
+    let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
+    let trained = retrain(base, &data, &plan, &work_dir, &device)?;
+    println!(
+        "temperature {:.3}; calibration error {:.4} before, {:.4} after",
+        trained.temperature, trained.ece.0, trained.ece.1
+    );
+    export::classifier(&args.out, &trained, &data, &plan, &args.card(), &device)?;
+    let history = report::history(&trained.history);
+    write_whole(&work_dir.join("history.html"), history.as_bytes())?;
+    println!("wrote {}", args.out.display());
+    Ok(())
+}
+
+fn run_detector(args: &RetrainArgs) -> Result<()> {
+    let device = engine::device(&args.device)?;
+    let data = Dataset::load(&args.data)?;
+    let plan =
+        detector::train::Plan::load(args.plan.as_deref().context("a detector needs a --plan")?)?;
+    let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
+    let (net, trained) =
+        detector::train::train(&Net::load(&args.base)?, &data, &plan, &work_dir, &device)?;
+    detector::train::export(&args.out, &net, &data, &plan, &args.card())?;
+    write_whole(&work_dir.join("history.html"), report::history(&[trained.history]).as_bytes())?;
+    println!("wrote {}", args.out.display());
+    Ok(())
+}
+
+fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
+    let split = if args.on_training { Split::Train } else { Split::Validate };
+    let data = Dataset::load(&args.data)?;
+    if evaluate::load_model(&args.model)?.manifest.task == Task::Detector {
+        let classes = detector::score::score(&args.model, &data, split)?;
+        for (class, f) in &classes {
+            println!(
+                "{class:<10} {:>5} boxes  AP50 {:.3}  AP50:95 {:.3}",
+                f.boxes, f.ap50, f.ap50_95
+            );
+        }
+        return args
+            .json
+            .as_ref()
+            .map_or(Ok(()), |path| write_whole(path, &serde_json::to_vec_pretty(&classes)?));
+    }
+    let figures = evaluate::evaluate(&args.model, &data, split, args.corruptions)?;
+    print!("{}", figures.text());
+    if let Some(path) = &args.json {
+        write_whole(path, &serde_json::to_vec_pretty(&figures)?)?;
+    }
+    if let Some(path) = &args.html {
+        write_whole(path, report::page(&figures)?.as_bytes())?;
+    }
+    if args.record {
+        export::record(&args.model, &figures)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What decides how a training goes: learning rates, rules of the steps, regularisation.
+
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate changes over a training; `t` runs from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Always the base rate.
+    Fixed,
+    /// A tenth after each third.
+    Step,
+    /// `0.01 ^ t`.
+    Exponential,
+    /// `1 - t`, to the power of one half (as DIGITS has it).
+    Polynomial,
+    /// Half a cosine down to zero.
+    Cosine,
+}
+
+impl Policy {
+    /// The factor of the base rate at `t`.
+    pub fn factor(self, t: f32) -> f32 {
+        match self {
+            Self::Fixed => 1.0,
+            Self::Step => 0.1_f32.powf((t * 3.0).floor().min(2.0)),
+            Self::Exponential => 0.01_f32.powf(t),
+            Self::Polynomial => (1.0 - t).max(0.0).sqrt(),
+            Self::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * t.min(1.0)).cos()),
+        }
+    }
+}
+
+/// Rule by which gradients change parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimiser {
+    /// Stochastic gradient descent with momentum 0.9.
+    Sgd,
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019), betas 0.9 and 0.999.
+    Adamw,
+}
+
+/// Everything that decides how a training goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Pictures per step.
+    pub batch: usize,
+    /// Base learning rate.
+    pub rate: f32,
+    /// How it changes.
+    pub policy: Policy,
+    /// Share of all steps over which the rate rises from zero.
+    pub warm_up: f32,
+    /// Rule of the steps.
+    pub optimiser: Optimiser,
+    /// Weights (not biases) shrink by this times the rate each step.
+    pub decay: f32,
+    /// Gradients are scaled down to this length; 0 leaves them.
+    pub clip: f32,
+    /// Probability taken from the right class and spread over all (Szegedy et al. 2016).
+    pub smoothing: f32,
+    /// Exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
+    pub focal: f32,
+    /// Pictures are mixed in pairs by up to this share (Zhang et al. 2018); 0 is off.
+    pub mixup: f32,
+    /// Decay of the running mean of the parameters that is kept as the result; 0 is off.
+    pub ema: f32,
+    /// Steps whose gradients are added up before parameters change.
+    pub accumulate: usize,
+    /// Epochs without a better validation loss after which training stops; 0 is never.
+    pub patience: usize,
+    /// Seed of order, dropout and mixing.
+    pub seed: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch: 32,
+            rate: 1e-3,
+            policy: Policy::Cosine,
+            warm_up: 0.05,
+            optimiser: Optimiser::Adamw,
+            decay: 0.01,
+            clip: 5.0,
+            smoothing: 0.02,
+            focal: 0.0,
+            mixup: 0.0,
+            ema: 0.0,
+            accumulate: 1,
+            patience: 5,
+            seed: 7,
+        }
+    }
+}
+
+impl Recipe {
+    /// The learning rate of each step of `steps`.
+    pub fn rate_at(&self, step: usize, steps: usize) -> f32 {
+        let t = step as f32 / steps.max(1) as f32;
+        let warm = if t < self.warm_up {
+            (step + 1) as f32 / (self.warm_up * steps as f32).max(1.0)
+        } else {
+            1.0
+        };
+        self.rate * self.policy.factor(t) * warm.min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_starts_at_the_base_rate_and_never_rises() {
+        for policy in
+            [Policy::Fixed, Policy::Step, Policy::Exponential, Policy::Polynomial, Policy::Cosine]
+        {
+            let factors: Vec<f32> = (0..=100).map(|i| policy.factor(i as f32 / 100.0)).collect();
+            assert!((factors[0] - 1.0).abs() < 1e-6, "{policy:?}");
+            assert!(factors.windows(2).all(|w| w[1] <= w[0] + 1e-6), "{policy:?}");
+            assert!(factors.iter().all(|f| *f >= -1e-6), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn warm_up_rises_from_almost_nothing_to_the_policy() {
+        let recipe = Recipe { warm_up: 0.1, policy: Policy::Fixed, rate: 1.0, ..Recipe::default() };
+        assert!((recipe.rate_at(0, 100) - 0.1).abs() < 1e-6);
+        assert!((recipe.rate_at(4, 100) - 0.5).abs() < 1e-6);
+        assert_eq!(recipe.rate_at(10, 100), 1.0);
+    }
+}

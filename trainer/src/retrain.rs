@@ -1,0 +1,208 @@
+//! Retraining in stages: a new head on cached features, then the last blocks on activations
+//! cached further up, each stage a cut of the network with everything before it frozen.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Cache, Normalisation, Plan as CachePlan};
+use crate::data::augment::Augmentation;
+use crate::data::{Dataset, Item, Split};
+use crate::metrics;
+use crate::net::Net;
+use crate::recipe::Recipe;
+use crate::train::{Classification, Epoch, Examples, Training, bar, logits};
+
+/// A retraining as a TOML file describes it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Side of the square input, pixels.
+    pub side: usize,
+    /// Subtracted from each channel of 8-bit pixels.
+    pub mean: [f32; 3],
+    /// Divides each channel.
+    pub std: [f32; 3],
+    /// Middle square of a whole picture, as a fraction of its shorter side.
+    pub fraction: f32,
+    /// Seed of everything.
+    pub seed: u64,
+    /// Distortions of training pictures.
+    #[serde(default)]
+    pub augmentation: Augmentation,
+    /// Run in order, each on the result of the one before.
+    pub stage: Vec<Stage>,
+}
+
+/// One stage of a retraining.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Value at which the network is cut: everything that makes it is frozen.
+    pub cut: String,
+    /// Distorted variants of each picture, the plain one included.
+    pub variants: usize,
+    /// How it is trained.
+    #[serde(default)]
+    pub recipe: Recipe,
+}
+
+impl Plan {
+    /// A plan for a network whose embedding is called `features`: only a new head.
+    pub fn head_only(side: usize, mean: [f32; 3], std: [f32; 3], seed: u64) -> Self {
+        let recipe = Recipe { epochs: 30, batch: 64, rate: 2e-3, seed, ..Recipe::default() };
+        let stage = vec![Stage { cut: "features".into(), variants: 4, recipe }];
+        Self {
+            side,
+            mean,
+            std,
+            fraction: 0.875,
+            seed,
+            augmentation: Augmentation::default(),
+            stage,
+        }
+    }
+
+    /// Reads a plan.
+    ///
+    /// # Errors
+    /// If the file cannot be read or has an unknown key.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let plan: Self = toml::from_str(&text)
+            .with_context(|| format!("{} is no training plan", path.display()))?;
+        ensure!(!plan.stage.is_empty(), "{} has no stage", path.display());
+        Ok(plan)
+    }
+
+    const fn normalisation(&self) -> Normalisation {
+        Normalisation { mean: self.mean, std: self.std }
+    }
+}
+
+/// What a retraining leaves.
+pub struct Retrained {
+    /// The network, `logits` first.
+    pub net: Net,
+    /// Divides the logits so that probabilities mean what they say.
+    pub temperature: f32,
+    /// History of each stage.
+    pub history: Vec<Vec<Epoch>>,
+    /// Expected calibration error on the validation pictures before and after.
+    pub ece: (f32, f32),
+}
+
+/// Retrains `base` for the classes of `data`. Caches and checkpoints are kept in `work_dir`, so
+/// that a run that was stopped goes on where it was.
+///
+/// # Errors
+/// If the network has no cut of that name, a picture cannot be read, a class is empty, the loss
+/// is not a number or the disk is full.
+pub fn retrain(
+    base: Net,
+    data: &Dataset,
+    plan: &Plan,
+    work_dir: &Path,
+    device: &Device,
+) -> Result<Retrained> {
+    let classes = data.classes.len();
+    let mut net = base.swap_head(classes, plan.seed)?;
+    let (train, validate) = (data.of(Split::Train), data.of(Split::Validate));
+    ensure!(
+        !validate.is_empty(),
+        "the dataset has no validation picture: add some, or name `validate_sources`"
+    );
+    let number =
+        |items: &[&Item]| items.iter().map(|i| data.class(&i.label)).collect::<Result<Vec<_>>>();
+    let (train_classes, validate_classes) = (number(&train)?, number(&validate)?);
+    let deepest = plan.stage.last().context("the plan has no stage")?;
+    let variants = plan.stage.iter().map(|s| s.variants).max().unwrap_or(1).max(1);
+    let (front, mut rest) =
+        net.cut(&deepest.cut).context("the last stage must cut closest to the input")?;
+    let caches = Caches::new(plan, &front, work_dir)?;
+    let (train_cache, validate_cache) = (
+        caches.of(&train, variants, "training pictures")?,
+        caches.of(&validate, 1, "validation pictures")?,
+    );
+    let mut history = Vec::new();
+    let mut rows = Vec::new();
+    for (n, stage) in plan.stage.iter().enumerate() {
+        println!(
+            "stage {} of {}: training everything after '{}'",
+            n + 1,
+            plan.stage.len(),
+            stage.cut
+        );
+        let (between, back) = rest.cut(&stage.cut)?;
+        let (train_cut, validate_cut) =
+            (caches.derived(&train_cache, &between)?, caches.derived(&validate_cache, &between)?);
+        let (train_cut, validate_cut) = (
+            train_cut.as_ref().unwrap_or(&train_cache),
+            validate_cut.as_ref().unwrap_or(&validate_cache),
+        );
+        let examples = |cache, classes: &[usize]| Examples { cache, classes: classes.to_vec() };
+        let dir = work_dir.join(format!("stage{}", n + 1));
+        let (train_set, validate_set) =
+            (examples(train_cut, &train_classes), examples(validate_cut, &validate_classes));
+        let objective = Classification::new(&stage.recipe, train_set, validate_set, classes)?;
+        let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
+        rows = logits(&trained.net, validate_cut, device, stage.recipe.batch)?;
+        rest = between.join(trained.net)?;
+        history.push(trained.history);
+    }
+    net = front.join(rest)?;
+    let temperature = metrics::temperature(&rows, &validate_classes);
+    let ece = |t: f32| metrics::calibration_error(&rows, &validate_classes, t);
+    Ok(Retrained { net, temperature, history, ece: (ece(1.0), ece(temperature)) })
+}
+
+/// Where activations of a retraining are kept.
+struct Caches<'a> {
+    plan: &'a Plan,
+    front: &'a Net,
+    dir: PathBuf,
+}
+
+impl<'a> Caches<'a> {
+    fn new(plan: &'a Plan, front: &'a Net, work_dir: &Path) -> Result<Self> {
+        let dir = work_dir.join("cache");
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Self { plan, front, dir })
+    }
+
+    fn of(&self, items: &[&Item], variants: usize, what: &str) -> Result<Cache> {
+        let plan = CachePlan {
+            front: self.front,
+            side: self.plan.side,
+            normalisation: self.plan.normalisation(),
+            augmentation: &self.plan.augmentation,
+            variants,
+            seed: self.plan.seed,
+            fraction: self.plan.fraction,
+        };
+        let bar = bar(0, what);
+        let cache = Cache::of(&plan, items, &self.dir, &bar);
+        bar.finish_and_clear();
+        cache
+    }
+
+    /// The cache behind `between`; none if there is nothing between.
+    fn derived(&self, cache: &Cache, between: &Net) -> Result<Option<Cache>> {
+        if between.nodes.is_empty() {
+            return Ok(None);
+        }
+        let bar = bar(0, "deeper cut");
+        let derived = cache.derive(between, &self.dir, &bar);
+        bar.finish_and_clear();
+        derived.map(Some)
+    }
+}
+
+/// Where `retrain` keeps its caches and checkpoints when not told otherwise.
+pub fn default_work_dir(out: &Path) -> PathBuf {
+    let name = out.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    std::env::temp_dir().join(format!("pawlatch-train-{name}"))
+}

@@ -1,0 +1,513 @@
+//! The training loop: batches of cached activations in, better parameters out.
+//!
+//! Everything random comes from the seed and the epoch, and a checkpoint holds all state, so a
+//! run that was killed ends with the same numbers as one that was not.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Cache;
+use crate::engine::{Model, to_host};
+use crate::net::{Array, Net};
+use crate::recipe::{Optimiser, Recipe};
+use crate::weights::StateDict;
+
+/// One line of a training's history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean training loss.
+    pub loss: f32,
+    /// Mean validation loss, without smoothing or class weights.
+    pub validation_loss: f32,
+    /// Share of validation pictures whose best class is right.
+    pub accuracy: f32,
+    /// Learning rate at its end.
+    pub rate: f32,
+    /// Seconds it took.
+    pub seconds: f32,
+}
+
+/// Pictures with their classes.
+pub struct Examples<'a> {
+    /// Activations.
+    pub cache: &'a Cache,
+    /// Class of each picture.
+    pub classes: Vec<usize>,
+}
+
+/// What a training leaves.
+pub struct Trained {
+    /// The best network by validation loss.
+    pub net: Net,
+    /// One entry per epoch.
+    pub history: Vec<Epoch>,
+}
+
+/// What is trained for: a loss on training examples, and a judgement on others.
+pub trait Objective {
+    /// Number of training examples.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The mean loss of a batch of examples, on the model's device.
+    ///
+    /// # Errors
+    /// If an example cannot be read or does not fit the network.
+    fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>>;
+    /// Validation loss, by which the best epoch is chosen, and a score from 0 to 1 for people.
+    ///
+    /// # Errors
+    /// If an example cannot be read or does not fit the network.
+    fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)>;
+}
+
+/// A training under way.
+pub struct Training<'a> {
+    recipe: &'a Recipe,
+    objective: &'a dyn Objective,
+    dir: PathBuf,
+}
+
+/// Exclusive classes, by cross-entropy.
+pub struct Classification<'a> {
+    recipe: &'a Recipe,
+    train: Examples<'a>,
+    validate: Examples<'a>,
+    class_weights: Vec<f32>,
+}
+
+/// State that a checkpoint keeps.
+struct State {
+    model: Model,
+    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    mean: BTreeMap<String, Tensor<1>>,
+    step: usize,
+    best: Option<(f32, usize, Net)>,
+    history: Vec<Epoch>,
+}
+
+impl<'a> Training<'a> {
+    /// Prepares a training whose checkpoints and history go to `dir`.
+    pub fn new(recipe: &'a Recipe, objective: &'a dyn Objective, dir: &Path) -> Self {
+        Self { recipe, objective, dir: dir.into() }
+    }
+
+    /// Trains `net`, or goes on from the last checkpoint in the directory.
+    ///
+    /// # Errors
+    /// If the loss is not a number, or the disk is full.
+    pub fn run(&self, net: &Net, device: &Device) -> Result<Trained> {
+        self.run_until(net, device, self.recipe.epochs)
+    }
+
+    /// As [`Training::run`], but stops after `last` epochs as if killed there.
+    ///
+    /// # Errors
+    /// As [`Training::run`].
+    pub fn run_until(&self, net: &Net, device: &Device, last: usize) -> Result<Trained> {
+        std::fs::create_dir_all(&self.dir)
+            .with_context(|| format!("cannot make {}", self.dir.display()))?;
+        let mut state = self.resume(net, device)?;
+        let per_epoch = self.objective.len().div_ceil(self.recipe.batch);
+        let steps = per_epoch * self.recipe.epochs;
+        for epoch in state.history.len()..last.min(self.recipe.epochs) {
+            let began = std::time::Instant::now();
+            let loss = self.epoch(&mut state, epoch, per_epoch, steps)?;
+            let candidate = self.result(&state)?;
+            let (validation_loss, accuracy) = self.objective.validate(&candidate, device)?;
+            state.history.push(Epoch {
+                epoch: epoch + 1,
+                loss,
+                validation_loss,
+                accuracy,
+                rate: self.recipe.rate_at(state.step.saturating_sub(1), steps),
+                seconds: began.elapsed().as_secs_f32(),
+            });
+            println!(
+                "epoch {:>3}  loss {loss:.4}  validation {validation_loss:.4}  score {:.2} %",
+                epoch + 1,
+                accuracy * 100.0
+            );
+            if state.best.as_ref().is_none_or(|(best, ..)| validation_loss < *best) {
+                state.best = Some((validation_loss, epoch, candidate));
+            }
+            self.save(&state)?;
+            let since = state.best.as_ref().map_or(0, |(_, at, _)| epoch - at);
+            if self.recipe.patience > 0 && since >= self.recipe.patience {
+                println!("no better for {since} epochs: stopping");
+                break;
+            }
+        }
+        let (_, _, net) = state.best.context("no epoch was trained")?;
+        Ok(Trained { net, history: state.history })
+    }
+
+    fn epoch(
+        &self,
+        state: &mut State,
+        epoch: usize,
+        per_epoch: usize,
+        steps: usize,
+    ) -> Result<f32> {
+        let r = self.recipe;
+        let mut rng = StdRng::seed_from_u64(r.seed ^ (epoch as u64 + 1) << 32);
+        let mut order: Vec<usize> = (0..self.objective.len()).collect();
+        order.shuffle(&mut rng);
+        let bar = bar(per_epoch as u64, &format!("epoch {}/{}", epoch + 1, r.epochs));
+        let (mut total, mut held): (f64, Option<BTreeMap<String, Tensor<1>>>) = (0.0, None);
+        for (i, batch) in order.chunks(r.batch).enumerate() {
+            let loss = self.objective.loss(&state.model, batch, &mut rng)?;
+            let value: f32 = to_host(loss.clone().inner())?[0];
+            ensure!(
+                value.is_finite(),
+                "the loss is {value} in epoch {} at step {}: the learning rate {} is too high, or a picture's \
+                 values are not numbers; lower `rate` or set `clip`",
+                epoch + 1,
+                state.step + 1,
+                r.rate
+            );
+            total += f64::from(value);
+            let grads = loss.backward();
+            held = Some(sum(held, &state.model, &grads));
+            if (i + 1) % r.accumulate == 0 || i + 1 == per_epoch {
+                if let Some(sums) = held.take() {
+                    self.update(state, sums, r.rate_at(state.step, steps))?;
+                }
+            }
+            state.step += 1;
+            bar.set_message(format!("loss {:.4}", total / (i + 1) as f64));
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok((total / per_epoch as f64) as f32)
+    }
+
+    fn update(
+        &self,
+        state: &mut State,
+        sums: BTreeMap<String, Tensor<1>>,
+        rate: f32,
+    ) -> Result<()> {
+        let r = self.recipe;
+        let mut scale = 1.0 / r.accumulate as f32;
+        if r.clip > 0.0 {
+            let mut square = 0.0;
+            for g in sums.values() {
+                square += to_host((g.clone() * g.clone()).sum())?[0];
+            }
+            scale *= (r.clip / (square.sqrt() * scale).max(1e-12)).min(1.0);
+        }
+        let t = (state.step + 1) as i32;
+        let moments = &mut state.moments;
+        state.model.update(&sums, |name, shape, old, grad| {
+            let grad = grad * scale;
+            let decay = if shape.len() > 1 { rate * r.decay } else { 0.0 };
+            let [m, v] =
+                moments.remove(name).unwrap_or_else(|| [grad.zeros_like(), grad.zeros_like()]);
+            let shrunk = old * (1.0 - decay);
+            match r.optimiser {
+                Optimiser::Sgd => {
+                    let m = m * 0.9 + grad;
+                    let new = shrunk - m.clone() * rate;
+                    moments.insert(name.into(), [m, v]);
+                    new
+                }
+                Optimiser::Adamw => {
+                    let m = m * 0.9 + grad.clone() * 0.1;
+                    let v = v * 0.999 + grad.clone() * grad * 0.001;
+                    let step = m.clone() / (1.0 - 0.9_f32.powi(t));
+                    let size = (v.clone() / (1.0 - 0.999_f32.powi(t))).sqrt() + 1e-8;
+                    moments.insert(name.into(), [m, v]);
+                    shrunk - step / size * rate
+                }
+            }
+        });
+        if r.ema > 0.0 {
+            // Early on the mean follows quickly, so that it does not remember the start.
+            let keep = r.ema.min((1 + state.step) as f32 / (10 + state.step) as f32);
+            for (name, param) in state.model.params() {
+                let now = param.clone().inner();
+                let mean = match state.mean.remove(name) {
+                    Some(mean) => mean * keep + now * (1.0 - keep),
+                    None => now,
+                };
+                state.mean.insert(name.into(), mean);
+            }
+        }
+        Ok(())
+    }
+
+    /// The network as it would be kept: the running mean where there is one.
+    fn result(&self, state: &State) -> Result<Net> {
+        let mut net = state.model.export()?;
+        for (name, mean) in &state.mean {
+            if let Some(p) = net.params.get_mut(name) {
+                p.data = to_host(mean.clone())?;
+            }
+        }
+        Ok(net)
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.dir.join("checkpoint.safetensors")
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        let mut put = |prefix: &str, name: &str, data: Vec<f32>| {
+            tensors.insert(format!("{prefix}/{name}"), Array { shape: vec![data.len()], data });
+        };
+        for (name, p) in state.model.params() {
+            put("param", name, to_host(p.clone().inner())?);
+        }
+        for (name, [m, v]) in &state.moments {
+            put("first", name, to_host(m.clone())?);
+            put("second", name, to_host(v.clone())?);
+        }
+        for (name, mean) in &state.mean {
+            put("mean", name, to_host(mean.clone())?);
+        }
+        let mut best_at = None;
+        if let Some((loss, epoch, net)) = &state.best {
+            best_at = Some((*loss, *epoch));
+            for (name, p) in &net.params {
+                put("best", name, p.data.clone());
+            }
+        }
+        let note = serde_json::to_string(&(self.recipe, state.step, best_at, &state.history))?;
+        write_whole(&self.checkpoint(), &crate::weights::safetensors(&tensors, &note)?)?;
+        let lines =
+            state.history.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+        write_whole(&self.dir.join("history.jsonl"), (lines.join("\n") + "\n").as_bytes())
+    }
+
+    fn resume(&self, net: &Net, device: &Device) -> Result<State> {
+        let mut state = State {
+            model: Model::trainable(net.clone(), device),
+            moments: BTreeMap::new(),
+            mean: BTreeMap::new(),
+            step: 0,
+            best: None,
+            history: Vec::new(),
+        };
+        let path = self.checkpoint();
+        if !path.exists() {
+            return Ok(state);
+        }
+        let dict = StateDict::load(&path)?;
+        let note = dict.note().context("the checkpoint holds no state")?;
+        let (recipe, step, best_at, history): (Recipe, usize, Option<(f32, usize)>, Vec<Epoch>) =
+            serde_json::from_str(note)?;
+        ensure!(
+            recipe == *self.recipe,
+            "{} belongs to another recipe: delete it or choose another directory",
+            path.display()
+        );
+        let fill = |prefix: &str| -> Result<Net> {
+            let mut net = net.clone();
+            for (name, p) in &mut net.params {
+                p.data = dict.shaped(&format!("{prefix}/{name}"), &[p.data.len()])?.data;
+            }
+            Ok(net)
+        };
+        let host = Device::clone(device);
+        let tensor = |data: Vec<f32>| {
+            let n = data.len();
+            Tensor::<1>::from_data(TensorData::new(data, [n]), &host)
+        };
+        for name in net.params.keys() {
+            if let (Ok(m), Ok(v)) =
+                (dict.get(&format!("first/{name}")), dict.get(&format!("second/{name}")))
+            {
+                state
+                    .moments
+                    .insert(name.clone(), [tensor(m.data.clone()), tensor(v.data.clone())]);
+            }
+            if let Ok(mean) = dict.get(&format!("mean/{name}")) {
+                state.mean.insert(name.clone(), tensor(mean.data.clone()));
+            }
+        }
+        state.model = Model::trainable(fill("param")?, device);
+        state.best = best_at
+            .map(|(loss, epoch)| Ok::<_, anyhow::Error>((loss, epoch, fill("best")?)))
+            .transpose()?;
+        println!("going on after epoch {} of {}", history.len(), self.recipe.epochs);
+        (state.step, state.history) = (step, history);
+        Ok(state)
+    }
+}
+
+impl<'a> Classification<'a> {
+    /// Classes weighted against their imbalance.
+    ///
+    /// # Errors
+    /// If a class has no picture.
+    pub fn new(
+        recipe: &'a Recipe,
+        train: Examples<'a>,
+        validate: Examples<'a>,
+        classes: usize,
+    ) -> Result<Self> {
+        let mut counts = vec![0_usize; classes];
+        train.classes.iter().for_each(|&c| counts[c] += 1);
+        if let Some(empty) = counts.iter().position(|&c| c == 0) {
+            bail!("class number {empty} has no training picture");
+        }
+        ensure!(!validate.classes.is_empty(), "there is no validation picture");
+        // Square root: rare classes count more, without their few pictures ruling everything.
+        let raw: Vec<f32> = counts.iter().map(|&c| 1.0 / (c as f32).sqrt()).collect();
+        let mean: f32 =
+            train.classes.iter().map(|&c| raw[c]).sum::<f32>() / train.classes.len() as f32;
+        let class_weights = raw.iter().map(|w| w / mean).collect();
+        Ok(Self { recipe, train, validate, class_weights })
+    }
+}
+
+impl Objective for Classification<'_> {
+    fn len(&self) -> usize {
+        self.train.classes.len()
+    }
+
+    fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>> {
+        let r = self.recipe;
+        let classes = self.class_weights.len();
+        let (mut data, mut targets) = (Vec::new(), vec![0.0; batch.len() * classes]);
+        for (row, &i) in batch.iter().enumerate() {
+            let class = self.train.classes[i];
+            self.train.cache.read(i, rng.random_range(0..self.train.cache.variants), &mut data)?;
+            let weight = self.class_weights[class];
+            for (c, t) in targets[row * classes..][..classes].iter_mut().enumerate() {
+                let right = if c == class { 1.0 - r.smoothing } else { 0.0 };
+                *t = (right + r.smoothing / classes as f32) * weight;
+            }
+        }
+        let shape = batch_shape(&self.train.cache.shape, batch.len());
+        if r.mixup > 0.0 {
+            mix(&mut data, &mut targets, batch.len(), r.mixup, rng);
+        }
+        let x = model.batch(data, shape)?;
+        let logits = model.forward(x, Some(rng))?.matrix(0)?;
+        let targets = Tensor::<2>::from_data(
+            TensorData::new(targets, [batch.len(), classes]),
+            model.device(),
+        );
+        let logs = activation::log_softmax(logits, 1);
+        let mut each = targets * logs.clone().neg();
+        if r.focal > 0.0 {
+            each = each * (logs.exp().neg() + 1.0).powf_scalar(r.focal);
+        }
+        Ok(each.sum() / batch.len() as f32)
+    }
+
+    fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)> {
+        let logits = logits(net, self.validate.cache, device, self.recipe.batch)?;
+        let (mut loss, mut right) = (0.0, 0);
+        for (row, &class) in logits.iter().zip(&self.validate.classes) {
+            let top = row.iter().copied().fold(f32::MIN, f32::max);
+            loss += top + row.iter().map(|l| (l - top).exp()).sum::<f32>().ln() - row[class];
+            right += usize::from(row[class] >= top);
+        }
+        let n = self.validate.classes.len() as f32;
+        Ok((loss / n, right as f32 / n))
+    }
+}
+
+fn sum(
+    held: Option<BTreeMap<String, Tensor<1>>>,
+    model: &Model,
+    grads: &Gradients,
+) -> BTreeMap<String, Tensor<1>> {
+    let mut held = held.unwrap_or_default();
+    for (name, param) in model.params() {
+        let Some(grad) = param.grad(grads) else { continue };
+        let sum = match held.remove(name) {
+            Some(before) => before + grad,
+            None => grad,
+        };
+        held.insert(name.into(), sum);
+    }
+    held
+}
+
+/// Mixes each row with another by a random share up to `most`.
+fn mix(data: &mut [f32], targets: &mut [f32], rows: usize, most: f32, rng: &mut StdRng) {
+    let mut partner: Vec<usize> = (0..rows).collect();
+    partner.shuffle(rng);
+    let shares: Vec<f32> = (0..rows).map(|_| rng.random_range(0.0..most)).collect();
+    for values in [data, targets] {
+        let (each, before) = (values.len() / rows, values.to_vec());
+        for (row, (&other, &share)) in partner.iter().zip(&shares).enumerate() {
+            for k in 0..each {
+                values[row * each + k] =
+                    before[row * each + k] * (1.0 - share) + before[other * each + k] * share;
+            }
+        }
+    }
+}
+
+/// `shape` of one picture, as rank 4, for `n` pictures.
+pub fn batch_shape(shape: &[usize], n: usize) -> [usize; 4] {
+    let mut out = [1; 4];
+    out[..shape.len()].copy_from_slice(shape);
+    out[0] = n;
+    out
+}
+
+/// The first output of `net` for every picture of a cache, plain variant.
+///
+/// # Errors
+/// If the cache cannot be read or does not fit the network.
+pub fn logits(net: &Net, cache: &Cache, device: &Device, batch: usize) -> Result<Vec<Vec<f32>>> {
+    let model = Model::new(net.clone(), device);
+    let mut rows = Vec::with_capacity(cache.len);
+    for start in (0..cache.len).step_by(batch) {
+        let n = batch.min(cache.len - start);
+        let mut data = Vec::new();
+        for i in start..start + n {
+            cache.read(i, 0, &mut data)?;
+        }
+        let out =
+            model.forward(model.batch(data, batch_shape(&cache.shape, n))?, None)?.array(0)?;
+        rows.extend(out.data.chunks(out.data.len() / n).map(<[f32]>::to_vec));
+    }
+    Ok(rows)
+}
+
+/// A progress bar in the trainer's style.
+pub fn bar(length: u64, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {msg}");
+    let bar = ProgressBar::new(length).with_prefix(what.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// Replaces a file in one step: after a crash there is the old one or the new one.
+///
+/// # Errors
+/// If it cannot be written, for instance because the disk is full; the old file is untouched.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = (|| {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        std::fs::File::open(dir)?.sync_all()
+    })();
+    written.with_context(|| {
+        format!("cannot write {}; what was there before is untouched", path.display())
+    })
+}

@@ -1,0 +1,249 @@
+//! Training: from folders to a model the door takes, and what goes wrong on the way.
+
+use std::path::Path;
+
+use image::{Rgb, RgbImage};
+use pawlatch_trainer::cache::{Cache, Normalisation, Plan as CachePlan};
+use pawlatch_trainer::data::augment::Augmentation;
+use pawlatch_trainer::data::{Dataset, Item, Split};
+use pawlatch_trainer::engine::device;
+use pawlatch_trainer::net::Net;
+use pawlatch_trainer::net::zoo::Architecture;
+use pawlatch_trainer::recipe::{Optimiser, Policy, Recipe};
+use pawlatch_trainer::retrain::{Plan, Stage, retrain};
+use pawlatch_trainer::train::{Classification, Examples, Training};
+
+/// Stripes across, stripes down, or flat: three classes that a small network can learn.
+fn picture(class: usize, i: u32) -> RgbImage {
+    RgbImage::from_fn(64, 64, |x, y| {
+        let phase = match class {
+            0 => x + i,
+            1 => y + i,
+            _ => 0,
+        };
+        let v = if class < 2 && phase / 4 % 2 == 0 { 200 } else { 60 };
+        let noise = (x.wrapping_mul(31) ^ y.wrapping_mul(17) ^ i.wrapping_mul(97)) % 23;
+        Rgb([v as u8 + noise as u8, v as u8, (40 + i * 5 % 160) as u8])
+    })
+}
+
+fn photos(dir: &Path, per_class: u32) {
+    for (class, name) in ["dog", "cat", "nothing"].into_iter().enumerate() {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+        for i in 0..per_class {
+            picture(class, i).save(dir.join(name).join(format!("{i}.png"))).unwrap();
+        }
+    }
+}
+
+/// The dataset of a folder without near-duplicate removal, which generated stripes would not pass.
+fn dataset(dir: &Path, per_class: u32) -> Dataset {
+    photos(dir, per_class);
+    let mut items = Vec::new();
+    for label in ["dog", "cat", "nothing"] {
+        for i in 0..per_class {
+            items.push(Item {
+                file: dir.join(label).join(format!("{i}.png")),
+                part: pawlatch_core::units::Rect::WHOLE,
+                label: label.into(),
+                source: String::new(),
+                subset: String::new(),
+                split: if i % 4 == 0 { Split::Validate } else { Split::Train },
+            });
+        }
+    }
+    Dataset {
+        classes: ["dog", "cat", "nothing"].map(String::from).to_vec(),
+        sha256: "0".repeat(64),
+        items,
+        ..Dataset::default()
+    }
+}
+
+fn plan(epochs: usize) -> Plan {
+    let recipe = Recipe {
+        epochs,
+        batch: 16,
+        rate: 5e-3,
+        patience: 0,
+        ema: 0.9,
+        mixup: 0.1,
+        ..Recipe::default()
+    };
+    let augmentation =
+        Augmentation { smallest_crop: 0.8, rotate_degrees: 0.0, ..Augmentation::none() };
+    let stage = vec![Stage { cut: "image".into(), variants: 2, recipe }];
+    Plan { side: 32, mean: [127.0; 3], std: [64.0; 3], fraction: 1.0, seed: 3, augmentation, stage }
+}
+
+fn small_net() -> Net {
+    let mut net = Architecture::SmallDepthwise.fresh(3, 0.5, 1).unwrap();
+    net.input_shape = [None, Some(3), Some(32), Some(32)];
+    net
+}
+
+#[test]
+fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 40);
+    let cpu = device("cpu").unwrap();
+    let run =
+        |work: &str| retrain(small_net(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
+    let first = run("a");
+    let last = first.history[0].last().unwrap();
+    assert!(last.accuracy > 0.9, "{:?}", first.history);
+    assert!(first.history[0][0].loss > last.loss);
+    assert_eq!(first.net, run("b").net);
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_as_one_that_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 16);
+    let (cpu, net) = (device("cpu").unwrap(), small_net());
+    let recipe = Recipe { epochs: 4, batch: 8, ema: 0.9, ..Recipe::default() };
+    let items = data.of(Split::Train);
+    let (front, back) = net.cut("stem.act").unwrap();
+    let augmentation = Augmentation::none();
+    let caches = CachePlan {
+        front: &front,
+        side: 32,
+        normalisation: Normalisation { mean: [127.0; 3], std: [64.0; 3] },
+        augmentation: &augmentation,
+        variants: 1,
+        seed: 1,
+        fraction: 1.0,
+    };
+    let cache =
+        Cache::of(&caches, &items, &dir.path().join("cache"), &indicatif::ProgressBar::hidden())
+            .unwrap();
+    let examples = || Examples {
+        cache: &cache,
+        classes: items.iter().map(|i| data.class(&i.label).unwrap()).collect(),
+    };
+    let objective = Classification::new(&recipe, examples(), examples(), 3).unwrap();
+    let whole =
+        Training::new(&recipe, &objective, &dir.path().join("whole")).run(&back, &cpu).unwrap();
+    // Killed after each epoch: the state on disk is all that is left.
+    let work = dir.path().join("pieces");
+    for epochs in 1..4 {
+        let stop =
+            Training::new(&recipe, &objective, &work).run_until(&back, &cpu, epochs).unwrap();
+        assert_eq!(stop.history.len(), epochs);
+    }
+    let pieces = Training::new(&recipe, &objective, &work).run(&back, &cpu).unwrap();
+    assert_eq!(whole.net, pieces.net);
+    let loss =
+        |t: &pawlatch_trainer::train::Trained| t.history.iter().map(|e| e.loss).collect::<Vec<_>>();
+    assert_eq!(loss(&whole), loss(&pieces));
+}
+
+#[test]
+fn a_cache_that_was_cut_short_is_finished_and_a_damaged_one_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 12);
+    let (front, _) = small_net().cut("stem.act").unwrap();
+    let items = data.of(Split::Train);
+    let augmentation = Augmentation::default();
+    let plan = CachePlan {
+        front: &front,
+        side: 32,
+        normalisation: Normalisation { mean: [127.0; 3], std: [64.0; 3] },
+        augmentation: &augmentation,
+        variants: 2,
+        seed: 1,
+        fraction: 1.0,
+    };
+    let work = dir.path().join("cache");
+    let fill = || Cache::of(&plan, &items, &work, &indicatif::ProgressBar::hidden());
+    fill().unwrap();
+    let path = std::fs::read_dir(&work).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&path).unwrap();
+    // Killed in the middle of a row.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(path.with_extension("part"), &whole[..whole.len() / 3 + 5]).unwrap();
+    fill().unwrap();
+    assert!(whole == std::fs::read(&path).unwrap());
+    std::fs::write(&path, &whole[1..]).unwrap();
+    assert!(format!("{:#}", fill().err().unwrap()).contains("damaged"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_says_what_to_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 8);
+    let mut plan = plan(3);
+    plan.stage[0].recipe = Recipe {
+        rate: 1e30,
+        optimiser: Optimiser::Sgd,
+        policy: Policy::Fixed,
+        clip: 0.0,
+        warm_up: 0.0,
+        ..Recipe::default()
+    };
+    let error = retrain(small_net(), &data, &plan, &dir.path().join("w"), &device("cpu").unwrap())
+        .err()
+        .unwrap();
+    assert!(format!("{error:#}").contains("learning rate"), "{error:#}");
+}
+
+#[test]
+fn bad_data_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = Dataset::load(dir.path()).unwrap_err();
+    assert!(format!("{empty:#}").contains("sub-folders"));
+    std::fs::create_dir(dir.path().join("dog")).unwrap();
+    picture(0, 1).save(dir.path().join("dog/1.png")).unwrap();
+    let one = Dataset::load(dir.path()).unwrap_err();
+    assert!(format!("{one:#}").contains("at least two classes"), "{one:#}");
+    std::fs::create_dir(dir.path().join("cat")).unwrap();
+    std::fs::write(dir.path().join("cat/1.png"), b"\x89PNG broken").unwrap();
+    let broken = Dataset::load(dir.path()).unwrap_err();
+    assert!(format!("{broken:#}").contains("1.png"), "{broken:#}");
+    let table = dir.path().join("t.csv");
+    std::fs::write(&table, "file,label\ndog/1.png,wolf\n").unwrap();
+    let spec = dir.path().join("d.toml");
+    std::fs::write(&spec, "classes = ['dog', 'cat']\n[[table]]\npath = 't.csv'\n").unwrap();
+    let label = Dataset::load(&spec).unwrap_err();
+    assert!(format!("{label:#}").contains("wolf"), "{label:#}");
+}
+
+#[test]
+fn a_duplicate_never_stays_on_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    for label in ["dog", "cat"] {
+        std::fs::create_dir(dir.path().join(label)).unwrap();
+    }
+    let noise = |seed: u32| {
+        RgbImage::from_fn(90, 80, |x, y| {
+            Rgb([((x / 10 * 7919) ^ (y / 10 * 104_729) ^ seed.wrapping_mul(2_654_435_761))
+                .wrapping_mul(2_246_822_519)
+                .to_be_bytes()[0]; 3])
+        })
+    };
+    for i in 0..6 {
+        noise(i).save(dir.path().join(format!("dog/{i}.png"))).unwrap();
+        noise(100 + i).save(dir.path().join(format!("cat/{i}.png"))).unwrap();
+    }
+    // The same photo, stored smaller under another name and with another label.
+    let twin = image::imageops::thumbnail(&noise(3), 45, 40);
+    twin.save(dir.path().join("cat/twin.png")).unwrap();
+    let data = Dataset::load(dir.path()).unwrap();
+    assert_eq!(data.items.len(), 12, "{:?}", data.notes);
+    assert!(
+        data.notes.iter().any(|n| n.contains("looks like") && n.contains("labelled")),
+        "{:?}",
+        data.notes
+    );
+}
+
+#[test]
+fn what_has_no_room_on_disk_leaves_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.onnx");
+    pawlatch_trainer::train::write_whole(&path, b"good").unwrap();
+    // A directory that cannot take a temporary file stands for a full disk.
+    let missing = dir.path().join("gone/model.onnx");
+    assert!(pawlatch_trainer::train::write_whole(&missing, b"x").is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"good");
+}
