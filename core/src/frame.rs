@@ -183,7 +183,8 @@ fn is_cut_short(jpeg: &[u8]) -> bool {
     true
 }
 
-fn over_black(rgba: &image::RgbaImage) -> image::RgbImage {
+/// A picture with transparency laid over black, as everywhere in the program.
+pub fn over_black(rgba: &image::RgbaImage) -> image::RgbImage {
     image::RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
         let [r, g, b, a] = rgba.get_pixel(x, y).0;
         image::Rgb([r, g, b].map(|v| (u16::from(v) * u16::from(a) / 255) as u8))

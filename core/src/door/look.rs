@@ -136,10 +136,13 @@ impl Door {
             limit: Some(accept),
             ..Proof::plain(K::Evidence, evidence >= accept, "not certain enough that it is a dog")
         };
-        let mut cat = Proof::at_most(K::NoCat, strongest(Class::Cat), s.veto, "a cat is in view");
         // At the veto itself the door is already shut.
-        cat.passed = strongest(Class::Cat) < s.veto;
-        cat.words = (!cat.passed).then(|| "a cat is in view".to_owned());
+        let cat = strongest(Class::Cat);
+        let cat = Proof {
+            value: Some(cat),
+            limit: Some(s.veto),
+            ..Proof::plain(K::NoCat, cat < s.veto, "a cat is in view")
+        };
         let person = if s.person_vetoes { strongest(Class::Person) } else { 0.0 };
         let doubt = target.map_or(0.0, |t| t.doubt);
         let memory =

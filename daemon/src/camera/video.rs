@@ -14,7 +14,7 @@ use image::codecs::webp::WebPDecoder;
 use image::{AnimationDecoder, ImageDecoder, ImageError, Limits, RgbaImage};
 use openh264::decoder::{DecodeOptions, DecodedYUV, Decoder, Flush};
 use openh264::formats::YUVSource;
-use pawlatch_core::frame::{Frame, MAX_DECODED_BYTES, MAX_SIDE};
+use pawlatch_core::frame::{Frame, MAX_DECODED_BYTES, MAX_SIDE, over_black};
 use pawlatch_core::units::Uptime;
 use re_mp4::{Mp4, StsdBoxContent};
 
@@ -122,12 +122,9 @@ impl FrameSource for VideoSource {
     }
 }
 
-/// Over black, as pictures with transparency are everywhere in the program.
 fn from_rgba(rgba: &RgbaImage, at: Uptime) -> Result<Frame, String> {
-    let over_black = |v: u8, a: u8| (u16::from(v) * u16::from(a) / 255) as u8;
-    let pixels: Vec<u8> =
-        rgba.pixels().flat_map(|p| [0, 1, 2].map(|c| over_black(p.0[c], p.0[3]))).collect();
-    Frame::from_rgb(pixels, rgba.width(), rgba.height(), at).map_err(|e| e.to_string())
+    Frame::from_rgb(over_black(rgba).into_raw(), rgba.width(), rgba.height(), at)
+        .map_err(|e| e.to_string())
 }
 
 /// Demuxes an MP4 held in memory and decodes its first H.264 track.
