@@ -57,7 +57,7 @@ fn live<F>(dir: &Path, source: Box<dyn FrameSource>, look: F) -> Live<F> {
         look,
         journal: Journal::start(config.journal.clone(), clock).unwrap(),
         intent_path: None,
-        requests: None,
+        requests: appliance::requests().1,
         time_zone: config.time_zone,
         clock,
     }

@@ -19,7 +19,7 @@ use pawlatch_core::units::Uptime;
 use crate::config::Config;
 use crate::journal::{Entry, Recorder, Recording};
 use crate::latch::LatchPort;
-pub use run::{Ended, Live, LookError, RunError, run, stop_on_signals};
+pub use run::{Asker, Ended, Live, LookError, Requests, RunError, requests, run, stop_on_signals};
 
 /// Period of the control cycle.
 pub const TICK: Duration = Duration::from_millis(50);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,6 +34,32 @@ const LATCH_ANSWERS: Duration = Duration::from_secs(2);
 /// How long the start waits for the journal to be opened; the latch is locked meanwhile.
 const JOURNAL_OPENS: Duration = Duration::from_secs(2);
 
+/// Requests that may wait for the control loop; more are refused, since whoever asks so often is
+/// not a person.
+const MAX_REQUESTS: usize = 8;
+
+/// The end at which somebody asks something of the door; everybody who may ask has a clone.
+#[derive(Debug, Clone)]
+pub struct Asker(SyncSender<Request>);
+
+/// The end at which the control loop is asked.
+#[derive(Debug)]
+pub struct Requests(mpsc::Receiver<Request>);
+
+/// A way to ask the door.
+pub fn requests() -> (Asker, Requests) {
+    let (asker, requests) = mpsc::sync_channel(MAX_REQUESTS);
+    (Asker(asker), Requests(requests))
+}
+
+impl Asker {
+    /// Asks; never waits. Returns whether the door will hear of it: not while too many requests
+    /// wait, nor after the control loop has ended.
+    pub fn ask(&self, request: Request) -> bool {
+        self.0.try_send(request).is_ok()
+    }
+}
+
 /// The parts of a live appliance.
 pub struct Live<F> {
     /// The latch; made first of all, so that it is locked before anything else can fail.
@@ -47,8 +74,8 @@ pub struct Live<F> {
     pub journal: Journal,
     /// Where the owner's intent is kept; `None`: nowhere.
     pub intent_path: Option<PathBuf>,
-    /// Where requests come from, if anybody can make any.
-    pub requests: Option<Receiver<Request>>,
+    /// What is asked of the door, by whoever may ask: button, page, broker.
+    pub requests: Requests,
     /// The zone of the schedules.
     pub time_zone: TimeZone,
     /// The running time; the latch and the journal use the same.
@@ -183,7 +210,7 @@ struct Control {
     clock: Clock,
     time_zone: TimeZone,
     intent_path: Option<PathBuf>,
-    requests: Option<Receiver<Request>>,
+    requests: Requests,
     vision_was: bool,
 }
 
@@ -230,11 +257,8 @@ impl Control {
     }
 
     fn sample(&mut self, look: Option<Look>) -> Sample {
-        let request =
-            self.requests.as_ref().and_then(|requests| match requests.take(Duration::ZERO) {
-                Taken::Value(request) => Some(request),
-                Taken::Nothing | Taken::Closed => None,
-            });
+        // One a cycle, so that each is decided on and recorded by itself.
+        let request = self.requests.0.try_recv().ok();
         let (mut sightings, mut frame) = (None, None);
         if let Some(look) = look {
             let well = look.outcome.is_ok();

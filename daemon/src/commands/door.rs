@@ -33,6 +33,7 @@ pub fn run(common: &Common) -> Result<Outcome> {
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
     let intent_path = config.journal.dir.join(INTENT_FILE);
+    let (_asker, requests) = appliance::requests();
     let live = Live {
         latch,
         keeper: appliance::keeper(&config, intent::load(&intent_path), clock.now()),
@@ -40,7 +41,7 @@ pub fn run(common: &Common) -> Result<Outcome> {
         look: move |frame: &Frame| eye.look(frame, &mut |_| {}).map_err(Into::into),
         journal,
         intent_path: Some(intent_path),
-        requests: None,
+        requests,
         time_zone: config.time_zone.clone(),
         clock,
     };
