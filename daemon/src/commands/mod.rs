@@ -118,7 +118,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Detect(args) => perceive::detect(&args, common),
         Command::Localize(args) => perceive::localize(&args, common),
         Command::Model(command) => models::run(&command, common),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(&args, common),
     }
 }
 
