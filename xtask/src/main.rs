@@ -54,6 +54,11 @@ enum Cli {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// Run the kernels' tests under valgrind's memcheck: no read or write outside what was
+    /// allocated, and nothing decided by memory that was not written.
+    ///
+    /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
+    Memcheck,
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -80,6 +85,13 @@ fn main() -> Result<()> {
         }
         Cli::Bench { frames } => bench::run(&root, frames),
         Cli::Arm { program } => arm::run(&root, program),
+        Cli::Memcheck => {
+            let runner = format!("CARGO_TARGET_{}_RUNNER", env!("HOST")).replace('-', "_");
+            run(cargo_command()
+                .args(["test", "--workspace", "--lib", "kernel_tests"])
+                .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
+                .current_dir(&root))
+        }
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
     }
 }
