@@ -4,12 +4,13 @@ use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
 
-use pawlatch::appliance::{self, Ended, Live};
+use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
-use pawlatch::{camera, intent, latch};
+use pawlatch::panel::Panel;
+use pawlatch::{camera, intent, latch, lines};
 
 use super::{Common, Outcome, chain};
 
@@ -34,17 +35,23 @@ pub fn run(common: &Common) -> Result<Outcome> {
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
     let intent_path = config.journal.dir.join(INTENT_FILE);
-    let (_asker, requests) = appliance::requests();
+    let (asker, requests) = appliance::requests();
+    let panel = panel(&config, asker, clock)?;
+    let motion = panel.motion();
     let live = Live {
         latch,
         keeper: appliance::keeper(&config, intent::load(&intent_path), clock.now()),
-        source: camera::open(&config.camera)?,
+        source: camera::open(&config.camera, clock)?,
         look: move |frame: &Frame| {
+            if motion.is_active() {
+                eye.wake();
+            }
             pool.install(|| eye.look(frame, &mut |_| {})).map_err(Into::into)
         },
         journal,
         intent_path: Some(intent_path),
         requests,
+        panel,
         time_zone: config.time_zone.clone(),
         clock,
     };
@@ -56,17 +63,31 @@ pub fn run(common: &Common) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The panel, if there is one.
+pub(super) fn panel(config: &Config, asker: Asker, clock: Clock) -> Result<Panel> {
+    if config.panel.lines().is_empty() {
+        return Ok(Panel::none());
+    }
+    let board = lines::board(&config.latch.board)?;
+    Panel::start(board.as_ref(), &config.panel, asker, clock).context("the panel cannot be used")
+}
+
 /// `pawlatch lock`.
 pub fn lock(common: &Common) -> Result<Outcome> {
-    let (config, wrong) = match common.config() {
-        Ok(config) => (config, None),
+    let usual = Config::default();
+    let (settings, within, wrong) = match common.config() {
+        Ok(config) => (config.latch, config.door.relock_within, false),
         Err(error) => {
-            eprintln!("error: {}\nlocking the default latch", chain(&error));
-            (Config::default(), Some(error))
+            eprintln!("error: {}", chain(&error));
+            let latch = Config::load_latch(common.config.as_deref()).unwrap_or_else(|error| {
+                eprintln!("error: {}\nlocking the default latch", chain(&error.into()));
+                usual.latch
+            });
+            (latch, usual.door.relock_within, true)
         }
     };
-    let mut latch = latch::open(&config.latch)?;
-    latch::lock(latch.as_mut(), config.door.relock_within, Clock::start())?;
+    let mut latch = latch::open(&settings)?;
+    latch::lock(latch.as_mut(), within, Clock::start())?;
     eprintln!("locked");
-    wrong.map_or(Ok(Outcome::Done), |_| Ok(Outcome::Misused))
+    Ok(if wrong { Outcome::Misused } else { Outcome::Done })
 }

@@ -1,6 +1,7 @@
 //! The configuration: what the owner writes, checked and turned once into the settings of each
 //! part. Defaults, then the file, then the environment.
 
+mod hardware;
 mod keys;
 mod layers;
 
@@ -19,9 +20,11 @@ pub use keys::{documentation, sample};
 pub use layers::ConfigError;
 
 use crate::appliance::TICK;
-use crate::camera::{CameraSettings, Source};
+use crate::camera::CameraSettings;
 use crate::journal::JournalSettings;
-use crate::latch::{LatchSettings, LeaseSettings, SimulatedSettings};
+use crate::latch::LatchSettings;
+use crate::panel::PanelSettings;
+use hardware::Hardware;
 use keys::Keys;
 use layers::Layers;
 
@@ -40,6 +43,8 @@ pub struct Config {
     pub door: DoorSettings,
     /// The latch and its dead-man.
     pub latch: LatchSettings,
+    /// Button, beam, light.
+    pub panel: PanelSettings,
     /// Who may pass when.
     pub policy: Policy,
     /// The zone of the policy's schedules.
@@ -100,25 +105,31 @@ impl Config {
         Self::from_layers(&Layers::read(path, Some(variables))?)
     }
 
+    /// The latch alone, of a configuration whose other sections may be wrong: what must be locked
+    /// does not depend on them.
+    ///
+    /// # Errors
+    /// If the sections `latch` and `lines` cannot be used either.
+    pub fn load_latch(path: Option<&Path>) -> Result<LatchSettings, ConfigError> {
+        hardware::latch_alone(&Layers::read_only(path, &["latch", "lines"])?)
+    }
+
     fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
         let keys = layers.keys()?;
         check_ranges(&keys, layers)?;
         check_together(&keys, layers)?;
-        let source = (!keys.camera.source.is_empty())
-            .then(|| keys.camera.source.parse::<Source>())
-            .transpose()
-            .map_err(|e| layers.wrong("camera.source", &keys.camera.source, &e.to_string()))?;
+        let hardware = Hardware::parse(&keys, layers)?;
         let time_zone = match keys.policy.time_zone.as_str() {
             "" => TimeZone::system(),
             name => TimeZone::get(name).map_err(|_| {
                 layers.wrong("policy.time_zone", name, "a zone such as Europe/Berlin")
             })?,
         };
-        Ok(Self { time_zone, ..Self::from_keys(keys, source) })
+        Ok(Self { time_zone, ..Self::from_keys(keys, &hardware) })
     }
 
     /// The settings that follow from valid keys.
-    fn from_keys(keys: Keys, source: Option<Source>) -> Self {
+    fn from_keys(keys: Keys, hardware: &Hardware) -> Self {
         let budget = ErrorBudget {
             false_accept: keys.evidence.false_accept as f32,
             false_reject: keys.evidence.false_reject as f32,
@@ -127,11 +138,9 @@ impl Config {
         let optional = |name: String| (!name.is_empty()).then_some(name);
         let door = door_settings(&keys, budget);
         Self {
-            camera: CameraSettings {
-                source,
-                fps: keys.camera.fps as f32,
-                repeat: keys.camera.repeat,
-            },
+            camera: hardware.camera(&keys),
+            panel: hardware.panel(&keys),
+            latch: hardware.latch(&keys.latch, door.lease),
             models: ModelSettings {
                 dir: keys.models.dir.into(),
                 classifier: optional(keys.models.classifier),
@@ -155,19 +164,6 @@ impl Config {
                 believe: Score::clamped(keys.evidence.believe as f32),
                 approach,
             },
-            latch: LatchSettings {
-                lease: LeaseSettings {
-                    longest: door.lease,
-                    dwell: ms(keys.latch.dwell_ms),
-                    max_unlocks_per_minute: keys.latch.max_unlocks_per_minute as usize,
-                },
-                simulated: SimulatedSettings {
-                    travel: ms(keys.latch.travel_ms),
-                    feedback_delay: ms(keys.latch.feedback_delay_ms),
-                    jam_every: keys.latch.jam_every,
-                    state_path: optional(keys.latch.state_path).map(Into::into),
-                },
-            },
             door,
             policy: Policy::new(keys.policy.rules),
             time_zone: TimeZone::system(),
@@ -182,7 +178,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::from_keys(Keys::default(), None)
+        Self::from_keys(Keys::default(), &Hardware::default())
     }
 }
 
@@ -258,8 +254,6 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted((1..=1_000_000).contains(&budget), "journal.budget_mb", &budget, expected)?;
     let unlocks = keys.latch.max_unlocks_per_minute;
     wanted((1..=600).contains(&unlocks), "latch.max_unlocks_per_minute", &unlocks, "1 to 600")?;
-    let backend = &keys.latch.backend;
-    wanted(backend == "simulated", "latch.backend", backend, "simulated")?;
     let threads = keys.models.threads;
     wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
