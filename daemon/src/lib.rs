@@ -11,6 +11,7 @@ pub mod journal;
 pub mod latch;
 pub mod models;
 pub mod overlay;
+pub mod owner;
 pub mod replay;
 pub mod report;
 pub mod slot;

@@ -75,6 +75,10 @@ enum Command {
     /// Needs no model and no camera. If the configuration cannot be used, the latch of the
     /// default configuration is locked, and the exit code is 2.
     Lock,
+    /// Set the password of the owner's page, read from standard input.
+    ///
+    /// Ends all sessions. This is also the way to log in again when it was forgotten.
+    Password,
     /// Check configuration, models and limits, without touching the latch.
     ///
     /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
@@ -111,6 +115,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Demo(args) => demo::run(&args, common),
         Command::Run => door::run(common),
         Command::Lock => door::lock(common),
+        Command::Password => door::password(common),
         Command::Check => check::run(common),
         Command::Replay(args) => replay::run(&args, common),
         Command::Events(command) => events::run(&command, common),

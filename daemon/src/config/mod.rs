@@ -3,6 +3,7 @@
 
 mod keys;
 mod layers;
+mod owner;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +17,13 @@ use pawlatch_core::units::Score;
 
 pub use keys::{documentation, sample};
 pub use layers::ConfigError;
+pub use owner::{OWNER_FILE, OwnersWish, WishedApproach, WishedPolicy};
 
 use crate::appliance::TICK;
 use crate::camera::{CameraSettings, Source};
 use crate::journal::JournalSettings;
 use crate::latch::{LatchSettings, LeaseSettings, SimulatedSettings};
+use crate::owner::OwnerSettings;
 use keys::Keys;
 use layers::Layers;
 
@@ -45,6 +48,8 @@ pub struct Config {
     pub time_zone: TimeZone,
     /// What is recorded, and where.
     pub journal: JournalSettings,
+    /// The owner's surfaces: page, broker, messages.
+    pub owner: OwnerSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -68,7 +73,7 @@ impl Config {
     /// out of range or at odds with another. The error names the file, the key, what was given
     /// and what was expected.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_layers(&Layers::read(path, None)?)
+        Self::from_layers(&Layers::read_all(path, None)?)
     }
 
     /// As [`Config::load`], with these variables instead of the environment's.
@@ -80,7 +85,7 @@ impl Config {
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, ConfigError> {
         let variables = variables.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Self::from_layers(&Layers::read(path, Some(variables))?)
+        Self::from_layers(&Layers::read_all(path, Some(variables))?)
     }
 
     fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
@@ -97,7 +102,8 @@ impl Config {
                 layers.wrong("policy.time_zone", name, "a zone such as Europe/Berlin")
             })?,
         };
-        Ok(Self { time_zone, ..Self::from_keys(keys, source) })
+        let owner = owner::settings(&keys, layers)?;
+        Ok(Self { time_zone, owner, ..Self::from_keys(keys, source) })
     }
 
     /// The settings that follow from valid keys.
@@ -157,6 +163,7 @@ impl Config {
                 dir: keys.journal.dir.into(),
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
             },
+            owner: OwnerSettings::default(),
             log_filter: keys.log.filter,
         }
     }
