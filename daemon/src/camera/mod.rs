@@ -19,6 +19,8 @@ use pawlatch_core::frame::{Frame, PictureError};
 use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
+use crate::demo::{DemoError, Endless};
+
 pub use capture::capture;
 pub use directory::DirectorySource;
 pub use simulated::{Actor, Scene, SimulatedSource};
@@ -43,6 +45,8 @@ pub enum Source {
     File(PathBuf),
     /// `sim:`: a simulated yard with nobody in it.
     Simulated,
+    /// `demo:`: the visits of the demonstration, without end.
+    Demo,
     /// A bare path: a directory or a file, whichever it is when opened.
     Path(PathBuf),
 }
@@ -55,6 +59,7 @@ impl FromStr for Source {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("sim", "")) => Ok(Self::Simulated),
+            Some(("demo", "")) => Ok(Self::Demo),
             // A path may hold a colon, but a scheme we do not know is no path.
             Some((scheme, _)) if !scheme.contains('/') => Err(wrong()),
             _ if text.is_empty() => Err(wrong()),
@@ -69,6 +74,7 @@ impl fmt::Display for Source {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Simulated => f.write_str("sim:"),
+            Self::Demo => f.write_str("demo:"),
             Self::Path(path) => write!(f, "{}", path.display()),
         }
     }
@@ -89,7 +95,9 @@ pub struct CameraSettings {
 #[derive(Debug, Error)]
 pub enum CameraError {
     /// The source is not of a known kind.
-    #[error("\"{given}\" is no source of pictures; expected dir:PATH, file:PATH, sim: or a path")]
+    #[error(
+        "\"{given}\" is no source of pictures; expected dir:PATH, file:PATH, sim:, demo: or a path"
+    )]
     Source {
         /// What was given.
         given: String,
@@ -105,6 +113,9 @@ pub enum CameraError {
         /// Why.
         source: std::io::Error,
     },
+    /// The demonstration cannot be shown.
+    #[error("the demonstration cannot be shown")]
+    Demo(#[from] DemoError),
     /// A directory without pictures.
     #[error("{} holds no picture (JPEG, PNG, GIF, BMP, WebP)", path.display())]
     Empty {
@@ -136,7 +147,7 @@ pub enum CameraError {
 pub fn open(settings: &CameraSettings) -> Result<Box<dyn FrameSource>, CameraError> {
     let source = settings.source.as_ref().ok_or(CameraError::Unset)?;
     let once = open_source(source, settings.fps)?;
-    if !settings.repeat || *source == Source::Simulated {
+    if !settings.repeat || matches!(source, Source::Simulated | Source::Demo) {
         return Ok(once);
     }
     Ok(Box::new(Repeated {
@@ -153,6 +164,7 @@ fn open_source(source: &Source, fps: f32) -> Result<Box<dyn FrameSource>, Camera
         Source::Directory(dir) => Ok(Box::new(DirectorySource::open(dir, fps)?)),
         Source::File(path) => open_file(path),
         Source::Simulated => Ok(Box::new(SimulatedSource::new(Scene::yard(), fps))),
+        Source::Demo => Ok(Box::new(Endless::new()?)),
         Source::Path(path) if path.is_dir() => Ok(Box::new(DirectorySource::open(path, fps)?)),
         Source::Path(path) => open_file(path),
     }

@@ -40,7 +40,8 @@ section! {
     /// Where pictures come from.
     CameraKeys {
         /// Source: `dir:PATH` (a directory of pictures in name order), `file:PATH` (H.264 MP4,
-        /// animated GIF or WebP, or one picture), `sim:` (a simulated yard), or a bare path.
+        /// animated GIF or WebP, or one picture), `sim:` (a simulated yard), `demo:` (the visits of
+        /// the demonstration, again and again), or a bare path.
         /// `run` needs one.
         source: String = String::new(),
         /// Frames per second at which a directory or a simulated scene is played, 0.1 to 120. A

@@ -165,6 +165,16 @@ impl Archive {
         Ok(found)
     }
 
+    /// Number of the newest run of the program.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn newest_run(&self) -> Result<Option<i64>, JournalError> {
+        let runs: Vec<Option<i64>> =
+            self.rows("SELECT max(id) FROM runs WHERE id > ?1", 0, |row| row.get(0))?;
+        Ok(runs.into_iter().next().flatten())
+    }
+
     /// The newest `limit` lines of the audit trail, newest first.
     ///
     /// # Errors

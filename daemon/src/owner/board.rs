@@ -218,7 +218,8 @@ fn follow(
     frame: Option<&Frame>,
 ) -> Option<(Visit, Option<Frame>)> {
     if event.what == What::ApproachBegan {
-        *visit = Some((Visit { began: wall, verdict: None, events: Vec::new() }, None));
+        *visit =
+            Some((Visit { began: wall, verdict: None, events: Vec::new(), goes_on: true }, None));
     }
     let (going, picture) = visit.as_mut()?;
     if going.events.len() < MAX_EVENTS {
@@ -236,6 +237,7 @@ fn follow(
     }
     if let What::ApproachEnded { verdict } = event.what {
         going.verdict = Some(verdict);
+        going.goes_on = false;
         return visit.take();
     }
     None

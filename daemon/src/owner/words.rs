@@ -20,6 +20,8 @@ pub struct Visit {
     pub verdict: Option<Verdict>,
     /// What happened in it, oldest first.
     pub events: Vec<Event>,
+    /// Whether it goes on still.
+    pub goes_on: bool,
 }
 
 impl Visit {
@@ -29,15 +31,23 @@ impl Visit {
     /// If its events cannot be read.
     pub fn read(archive: &Archive, approach: &StoredApproach) -> Result<Self, JournalError> {
         let events = archive.events_of(approach.id)?.into_iter().map(|e| e.event).collect();
-        Ok(Self::of(approach, events))
+        Self::of(archive, approach, events)
     }
 
     /// The visit of `approach` in which `events` happened.
-    pub fn of(approach: &StoredApproach, events: Vec<Event>) -> Self {
+    ///
+    /// # Errors
+    /// If the journal cannot be read.
+    pub fn of(
+        archive: &Archive,
+        approach: &StoredApproach,
+        events: Vec<Event>,
+    ) -> Result<Self, JournalError> {
+        let goes_on = approach.ended.is_none() && archive.newest_run()? == Some(approach.run);
         // The journal writes it in this form itself; should it be damaged, the beginning of time
         // is seen to be wrong.
         let began = approach.began_wall.parse().unwrap_or(Timestamp::UNIX_EPOCH);
-        Self { began, verdict: approach.verdict, events }
+        Ok(Self { began, verdict: approach.verdict, events, goes_on })
     }
 
     /// The visit in one sentence, with the local time at which it began:
@@ -60,6 +70,7 @@ impl Visit {
             Some(Verdict::Overruled) => {
                 format!("Not decided by the camera at {at}: {}", self.overruled())
             }
+            None if self.goes_on => format!("At the door since {at}: not decided yet"),
             None => format!("Broken off at {at}: the door was stopped meanwhile"),
         }
     }
@@ -247,7 +258,8 @@ mod tests {
                 if let Some(verdict) = verdict {
                     events.push(Event { at, what: What::ApproachEnded { verdict } });
                 }
-                Visit { began: Timestamp::from_second(second).unwrap(), verdict, events }
+                let began = Timestamp::from_second(second).unwrap();
+                Visit { began, verdict, events, goes_on: false }
             },
         )
     }
@@ -302,6 +314,7 @@ mod tests {
                 event(5_600, What::Refused { class: Class::Cat }),
                 event(9_000, What::ApproachEnded { verdict: Verdict::KeptShut }),
             ],
+            goes_on: false,
         };
         let said = visit.sentence(&TimeZone::UTC);
         assert_eq!(said, "Kept shut at 07:42: cat, sure after 0.6 s; needed dog");

@@ -59,11 +59,11 @@ fn whole(title: &str, body: Markup) -> Answer {
                 meta name="color-scheme" content="light dark";
                 meta name="theme-color" content="#0072b2";
                 title { (title) " · Pawlatch" }
-                link rel="stylesheet" href="/page.css";
+                link rel="stylesheet" href=(concat!("/page.css?v=", env!("CARGO_PKG_VERSION")));
                 link rel="icon" href="/icon.svg" type="image/svg+xml";
                 link rel="apple-touch-icon" href="/icon-192.png";
                 link rel="manifest" href="/manifest.webmanifest";
-                script src="/page.js" defer {}
+                script src=(concat!("/page.js?v=", env!("CARGO_PKG_VERSION"))) defer {}
             }
             body {
                 a .skip href="#main" { "Skip to content" }

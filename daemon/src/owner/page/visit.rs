@@ -55,7 +55,8 @@ fn tell(archive: &Archive, id: i64, door: &DoorSettings) -> Result<Option<Told>,
     let Some(approach) = archive.approach(id)? else { return Ok(None) };
     let events = archive.events_of(id)?;
     let told = events.iter().map(|e| (e.event.at, e.event.to_string())).collect();
-    let visit = Visit::of(&approach, events.into_iter().map(|e| e.event).collect());
+    let events = events.into_iter().map(|e| e.event).collect();
+    let visit = Visit::of(archive, &approach, events)?;
     let replay = approach.recording.as_deref().and_then(|path| replay(path, door));
     Ok(Some(Told { approach, visit, events: told, replay }))
 }
@@ -120,8 +121,8 @@ pub(super) async fn page(
             @if approach.pictures.is_empty() {
                 p .hint { "No pictures are kept of this visit." }
             } @else {
-                section aria-label="Pictures" {
-                    div .film data-film {
+                div {
+                    div .film tabindex="0" role="group" aria-label="Pictures, oldest first" {
                         @for (n, picture) in approach.pictures.iter().enumerate() {
                             figure {
                                 img src={ "/visits/" (id) "/pictures/" (n) } width="640" height="480" loading=(if n < 2 { "eager" } else { "lazy" }) alt={ "The picture after " (since(picture.at)) };

@@ -143,16 +143,20 @@ pub(super) async fn page(
 fn filter(wanted: &Wanted) -> Markup {
     html! {
         form .filter method="get" action="/visits" {
-            label for="verdict" { "How it ended" }
-            select #verdict name="verdict" {
-                option value="" { "in any way" }
-                @for (value, name) in VERDICTS { option value=(value) selected[wanted.verdict == value] { (name) } }
+            span {
+                label for="verdict" { "Ended" }
+                select #verdict name="verdict" {
+                    option value="" { "in any way" }
+                    @for (value, name) in VERDICTS { option value=(value) selected[wanted.verdict == value] { (name) } }
+                }
             }
-            label for="class" { "Who" }
-            select #class name="class" {
-                option value="" { "anybody" }
-                @for class in [Class::Dog, Class::Cat, Class::Person, Class::Other] {
-                    option value=(class.name()) selected[wanted.class == class.name()] { (called(class)) }
+            span {
+                label for="class" { "Who" }
+                select #class name="class" {
+                    option value="" { "anybody" }
+                    @for class in [Class::Dog, Class::Cat, Class::Person, Class::Other] {
+                        option value=(class.name()) selected[wanted.class == class.name()] { (called(class)) }
+                    }
                 }
             }
             button type="submit" { "Show" }
@@ -221,7 +225,7 @@ fn chart(title: &str, bars: &[Counts], names: &[String]) -> Markup {
     let unit = 100.0 / most as f32;
     html! {
         figure .chart {
-            figcaption { (title) ", at most " (most) " at once" }
+            figcaption { (title) "; the highest bar: " (most) }
             svg viewBox="0 0 480 122" role="img" aria-label=(title) {
                 line .axis x1="0" x2="480" y1="104" y2="104" {}
                 @for (n, bar) in bars.iter().enumerate() {
