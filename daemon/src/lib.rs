@@ -12,6 +12,7 @@ pub mod latch;
 pub mod lines;
 pub mod models;
 pub mod overlay;
+pub mod owner;
 pub mod panel;
 pub mod replay;
 pub mod report;

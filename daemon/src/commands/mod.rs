@@ -78,6 +78,10 @@ enum Command {
     /// `latch` and `lines` say is locked; if those cannot be used either, the latch of the default
     /// configuration. The exit code is then 2.
     Lock,
+    /// Set the password of the owner's page, read from standard input.
+    ///
+    /// Ends all sessions. This is also the way to log in again when it was forgotten.
+    Password,
     /// Check configuration, models, camera, lines and limits, without touching the latch.
     ///
     /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
@@ -127,6 +131,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Demo(args) => demo::run(&args, common),
         Command::Run => door::run(common),
         Command::Lock => door::lock(common),
+        Command::Password => door::password(common),
         Command::Check => check::run(common),
         Command::Doctor(args) => doctor::run(&args, common),
         Command::Latch(command) => hardware::latch(&command, common),

@@ -4,6 +4,7 @@
 mod hardware;
 mod keys;
 mod layers;
+mod owner;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,13 @@ use pawlatch_core::units::Score;
 
 pub use keys::{documentation, sample};
 pub use layers::ConfigError;
+pub use owner::{OWNER_FILE, OwnersWish, WishedApproach, WishedPolicy};
 
 use crate::appliance::TICK;
 use crate::camera::CameraSettings;
 use crate::journal::JournalSettings;
 use crate::latch::LatchSettings;
+use crate::owner::OwnerSettings;
 use crate::panel::PanelSettings;
 use hardware::Hardware;
 use keys::Keys;
@@ -51,6 +54,8 @@ pub struct Config {
     pub time_zone: TimeZone,
     /// What is recorded, and where.
     pub journal: JournalSettings,
+    /// The owner's surfaces: page, broker, messages.
+    pub owner: OwnerSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -90,7 +95,7 @@ impl Config {
     /// out of range or at odds with another. The error names the file, the key, what was given
     /// and what was expected.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_layers(&Layers::read(path, None)?)
+        Self::from_layers(&Layers::read_all(path, None)?)
     }
 
     /// As [`Config::load`], with these variables instead of the environment's.
@@ -102,7 +107,7 @@ impl Config {
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, ConfigError> {
         let variables = variables.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Self::from_layers(&Layers::read(path, Some(variables))?)
+        Self::from_layers(&Layers::read_all(path, Some(variables))?)
     }
 
     /// The latch alone, of a configuration whose other sections may be wrong: what must be locked
@@ -125,7 +130,8 @@ impl Config {
                 layers.wrong("policy.time_zone", name, "a zone such as Europe/Berlin")
             })?,
         };
-        Ok(Self { time_zone, ..Self::from_keys(keys, &hardware) })
+        let owner = owner::settings(&keys, layers)?;
+        Ok(Self { time_zone, owner, ..Self::from_keys(keys, &hardware) })
     }
 
     /// The settings that follow from valid keys.
@@ -171,6 +177,7 @@ impl Config {
                 dir: keys.journal.dir.into(),
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
             },
+            owner: OwnerSettings::default(),
             log_filter: keys.log.filter,
         }
     }
