@@ -8,7 +8,7 @@ use super::CameraError;
 
 /// Every way to write a source: form, what it is, an example. The documentation and the errors
 /// are made from this table.
-pub const GRAMMAR: [(&str, &str, &str); 9] = [
+pub const GRAMMAR: [(&str, &str, &str); 10] = [
     (
         "v4l2:DEVICE[?OPTIONS]",
         "a camera of Linux: a webcam, a capture stick",

@@ -94,16 +94,17 @@ impl Layers {
         owner: Option<(&Path, &str)>,
         variables: Option<HashMap<String, String>>,
     ) -> Result<Self, ConfigError> {
-        Self::read_some(path, variables, |_| true)
+        Self::read_some(path, owner, variables, |_| true)
     }
 
     /// As [`Layers::read`], but these sections only; what else is written there is passed over.
     pub(super) fn read_only(path: Option<&Path>, sections: &[&str]) -> Result<Self, ConfigError> {
-        Self::read_some(path, None, |section| sections.contains(&section))
+        Self::read_some(path, None, None, |section| sections.contains(&section))
     }
 
     fn read_some(
         path: Option<&Path>,
+        owner: Option<(&Path, &str)>,
         variables: Option<HashMap<String, String>>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, ConfigError> {
