@@ -9,6 +9,7 @@ use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
+use pawlatch::releases::{Probation, Releases};
 use pawlatch::{camera, intent, latch};
 
 use super::{Common, Outcome, chain};
@@ -46,7 +47,8 @@ pub fn run(common: &Common) -> Result<Outcome> {
         clock,
     };
     let stop = appliance::stop_on_signals().context("cannot listen to signals")?;
-    match appliance::run(live, &stop, |_| {})? {
+    let mut probation = Probation::new(Releases::at(config.update.dir));
+    match appliance::run(live, &stop, |decision| probation.see(decision))? {
         Ended::Stopped => tracing::info!("stopped"),
         Ended::SourceEnded => tracing::info!("the recording that served as camera is over"),
     }

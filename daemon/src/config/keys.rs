@@ -204,6 +204,18 @@ section! {
 }
 
 section! {
+    /// Signed bundles, by which models and the program are replaced; see docs/updates.md.
+    UpdateKeys {
+        /// Directory of downloaded programs. It must be on a file system that programs may be
+        /// started from.
+        dir: String = "update".to_owned(),
+        /// Minisign public keys whose signatures are believed, each the second line of a `.pub`
+        /// file. Beside them, the key that the program was built with, if it was.
+        public_keys: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
     /// What is logged to stderr.
     LogKeys {
         /// Least level logged, or a filter in the notation of `tracing`: `error`, `warn`, `info`,
@@ -225,10 +237,11 @@ pub(super) struct Keys {
     pub latch: LatchKeys,
     pub policy: PolicyKeys,
     pub journal: JournalKeys,
+    pub update: UpdateKeys,
     pub log: LogKeys,
 }
 
-const SECTIONS: [(&str, SectionDoc); 10] = [
+const SECTIONS: [(&str, SectionDoc); 11] = [
     ("camera", CameraKeys::DOC),
     ("models", ModelKeys::DOC),
     ("approach", ApproachKeys::DOC),
@@ -238,6 +251,7 @@ const SECTIONS: [(&str, SectionDoc); 10] = [
     ("latch", LatchKeys::DOC),
     ("policy", PolicyKeys::DOC),
     ("journal", JournalKeys::DOC),
+    ("update", UpdateKeys::DOC),
     ("log", LogKeys::DOC),
 ];
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub time_zone: TimeZone,
     /// What is recorded, and where.
     pub journal: JournalSettings,
+    /// How models and the program are replaced.
+    pub update: UpdateSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -58,6 +60,15 @@ pub struct ModelSettings {
     pub classifier: Option<String>,
     /// Name of the detector; `None` leaves it to `active.toml`.
     pub detector: Option<String>,
+}
+
+/// How models and the program are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateSettings {
+    /// Directory of downloaded programs.
+    pub dir: PathBuf,
+    /// Minisign public keys that are believed.
+    pub public_keys: Vec<String>,
 }
 
 impl Config {
@@ -157,6 +168,10 @@ impl Config {
                 dir: keys.journal.dir.into(),
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
             },
+            update: UpdateSettings {
+                dir: keys.update.dir.into(),
+                public_keys: keys.update.public_keys,
+            },
             log_filter: keys.log.filter,
         }
     }
@@ -244,6 +259,12 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted(backend == "simulated", "latch.backend", backend, "simulated")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
+    wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
+    for (n, key) in keys.update.public_keys.iter().enumerate() {
+        let ok = minisign_verify::PublicKey::from_base64(key).is_ok();
+        let expected = "the second line of a minisign .pub file";
+        wanted(ok, &format!("update.public_keys[{n}]"), key, expected)?;
+    }
     let filter = &keys.log.filter;
     let known = filter.parse::<tracing_subscriber::filter::EnvFilter>().is_ok();
     wanted(known, "log.filter", filter, "error, warn, info, debug, trace or a tracing filter")?;
