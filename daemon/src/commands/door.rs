@@ -31,6 +31,7 @@ pub fn run(common: &Common) -> Result<Outcome> {
             "model in use");
     }
     let mut eye = Eye::new(config.gate.clone(), in_use.vision()?);
+    let pool = config.models.pool().context("cannot start the networks' threads")?;
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
     let intent_path = config.journal.dir.join(INTENT_FILE);
@@ -39,7 +40,9 @@ pub fn run(common: &Common) -> Result<Outcome> {
         latch,
         keeper: appliance::keeper(&config, intent::load(&intent_path), clock.now()),
         source: camera::open(&config.camera)?,
-        look: move |frame: &Frame| eye.look(frame, &mut |_| {}).map_err(Into::into),
+        look: move |frame: &Frame| {
+            pool.install(|| eye.look(frame, &mut |_| {})).map_err(Into::into)
+        },
         journal,
         intent_path: Some(intent_path),
         requests,

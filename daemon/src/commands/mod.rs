@@ -133,7 +133,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Model(command) => models::run(&command, common),
         Command::Update(command) => update::run(&command, common),
         Command::Exam(args) => update::exam(&args, common),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(&args, common),
     }
 }
 

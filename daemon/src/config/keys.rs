@@ -61,6 +61,9 @@ section! {
         classifier: String = String::new(),
         /// Name of the detector, which says where an animal is. Empty: as `active.toml` says.
         detector: String = String::new(),
+        /// Threads that the networks run on, up to 64. 0: as many as there are processor cores,
+        /// but one, which the camera and the control loop have for themselves.
+        threads: u64 = 0,
     }
 }
 

@@ -4,6 +4,7 @@
 mod keys;
 mod layers;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,6 +61,22 @@ pub struct ModelSettings {
     pub classifier: Option<String>,
     /// Name of the detector; `None` leaves it to `active.toml`.
     pub detector: Option<String>,
+    /// Threads that the networks run on; `None`: one fewer than the processor has cores.
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl ModelSettings {
+    /// Starts the threads that the networks run on. Whole inferences belong inside
+    /// ([`rayon::ThreadPool::install`]), so that no layer waits for a thread to hop to.
+    ///
+    /// # Errors
+    /// If the system gives no more threads.
+    pub fn pool(&self) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.map_or((cores - 1).max(1), usize::from);
+        let name = |n| format!("networks {n}");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()
+    }
 }
 
 /// How models and the program are replaced.
@@ -130,6 +147,7 @@ impl Config {
                 dir: keys.models.dir.into(),
                 classifier: optional(keys.models.classifier),
                 detector: optional(keys.models.detector),
+                threads: NonZeroUsize::new(keys.models.threads as usize),
             },
             gate: GateSettings {
                 approach: approach.clone(),
@@ -257,6 +275,8 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted((1..=600).contains(&unlocks), "latch.max_unlocks_per_minute", &unlocks, "1 to 600")?;
     let backend = &keys.latch.backend;
     wanted(backend == "simulated", "latch.backend", backend, "simulated")?;
+    let threads = keys.models.threads;
+    wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
     wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
