@@ -139,6 +139,11 @@ pub fn visits() -> Vec<Visit> {
 }
 
 impl Visit {
+    /// Whether the dog comes alone, so that the door should open.
+    pub fn is_of_the_dog(&self) -> bool {
+        self.actors.iter().all(|actor| actor.animal == Animal::Dog)
+    }
+
     /// Whether the passage beam is broken at `now`: when somebody wants through and the latch,
     /// as last reported, is drawn.
     pub fn passage(&self, now: Uptime, latch: Option<LatchReport>) -> Option<bool> {
@@ -179,7 +184,8 @@ impl Yard {
         Film { yard: self, visit, number: 0 }
     }
 
-    fn paint(&self, visit: &Visit, ms: u64) -> RgbImage {
+    /// What the camera sees `ms` milliseconds into `visit`.
+    pub fn scene(&self, visit: &Visit, ms: u64) -> RgbImage {
         let mut picture = self.ground.clone();
         let mut there: Vec<(&Actor, Stand)> =
             visit.actors.iter().filter_map(|a| Some((a, at(&a.way, ms)?))).collect();
@@ -228,7 +234,7 @@ impl FrameSource for Film<'_> {
         if ms > self.visit.length_ms {
             return Ok(None);
         }
-        let picture = self.yard.paint(self.visit, ms);
+        let picture = self.yard.scene(self.visit, ms);
         let (width, height) = picture.dimensions();
         Frame::from_rgb(picture.into_raw(), width, height, Uptime::from_millis(ms))
             .map(Some)

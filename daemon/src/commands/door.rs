@@ -16,6 +16,7 @@ use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
 use pawlatch::owner::{Link, Owner, access};
 use pawlatch::panel::Panel;
+use pawlatch::releases::{Probation, Releases};
 use pawlatch::{camera, intent, latch, lines};
 
 use super::{Common, Outcome, chain};
@@ -103,8 +104,10 @@ fn run_once(
         clock,
     };
     let stop = AtomicBool::new(false);
+    let mut probation = Probation::new(Releases::at(config.update.dir.clone()));
     let ended = appliance::run(live, &stop, |moment| {
         owner.tap(moment);
+        probation.see(moment.decision);
         if signalled.load(Ordering::SeqCst) || house.wants_restart() {
             stop.store(true, Ordering::SeqCst);
         }

@@ -348,6 +348,18 @@ section! {
 }
 
 section! {
+    /// Signed bundles, by which models and the program are replaced; see docs/updates.md.
+    UpdateKeys {
+        /// Directory of downloaded programs. It must be on a file system that programs may be
+        /// started from.
+        dir: String = "update".to_owned(),
+        /// Minisign public keys whose signatures are believed, each the second line of a `.pub`
+        /// file. Beside them, the key that the program was built with, if it was.
+        public_keys: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
     /// What is logged to stderr.
     LogKeys {
         /// Least level logged, or a filter in the notation of `tracing`: `error`, `warn`, `info`,
@@ -374,10 +386,11 @@ pub(super) struct Keys {
     pub page: PageKeys,
     pub mqtt: MqttKeys,
     pub notify: NotifyKeys,
+    pub update: UpdateKeys,
     pub log: LogKeys,
 }
 
-const SECTIONS: [(&str, SectionDoc); 15] = [
+const SECTIONS: [(&str, SectionDoc); 16] = [
     ("camera", CameraKeys::DOC),
     ("models", ModelKeys::DOC),
     ("approach", ApproachKeys::DOC),
@@ -392,6 +405,7 @@ const SECTIONS: [(&str, SectionDoc); 15] = [
     ("page", PageKeys::DOC),
     ("mqtt", MqttKeys::DOC),
     ("notify", NotifyKeys::DOC),
+    ("update", UpdateKeys::DOC),
     ("log", LogKeys::DOC),
 ];
 

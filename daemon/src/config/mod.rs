@@ -56,6 +56,8 @@ pub struct Config {
     pub journal: JournalSettings,
     /// The owner's surfaces: page, broker, messages.
     pub owner: OwnerSettings,
+    /// How models and the program are replaced.
+    pub update: UpdateSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -85,6 +87,15 @@ impl ModelSettings {
         let name = |n| format!("networks {n}");
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()
     }
+}
+
+/// How models and the program are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateSettings {
+    /// Directory of downloaded programs.
+    pub dir: PathBuf,
+    /// Minisign public keys that are believed.
+    pub public_keys: Vec<String>,
 }
 
 impl Config {
@@ -178,6 +189,10 @@ impl Config {
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
             },
             owner: OwnerSettings::default(),
+            update: UpdateSettings {
+                dir: keys.update.dir.into(),
+                public_keys: keys.update.public_keys,
+            },
             log_filter: keys.log.filter,
         }
     }
@@ -265,6 +280,12 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
+    wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
+    for (n, key) in keys.update.public_keys.iter().enumerate() {
+        let ok = minisign_verify::PublicKey::from_base64(key).is_ok();
+        let expected = "the second line of a minisign .pub file";
+        wanted(ok, &format!("update.public_keys[{n}]"), key, expected)?;
+    }
     let filter = &keys.log.filter;
     let known = filter.parse::<tracing_subscriber::filter::EnvFilter>().is_ok();
     wanted(known, "log.filter", filter, "error, warn, info, debug, trace or a tracing filter")?;
