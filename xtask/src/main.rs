@@ -1,5 +1,7 @@
 //! Long jobs around the project. `cargo xtask --help` lists them.
 
+mod emulate;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +33,7 @@ enum Cli {
         #[arg(long)]
         models_dir: Option<PathBuf>,
     },
+    Emulate(emulate::Emulate),
     #[command(subcommand)]
     Fuzz(Fuzz),
 }
@@ -61,6 +64,7 @@ fn main() -> Result<()> {
             let dir = dir.transpose()?.map(|dir| dir.display().to_string());
             cargo(&root, args.into_iter().chain(dir.as_deref()))
         }
+        Cli::Emulate(args) => emulate::run(&args, &root),
         Cli::Fuzz(Fuzz::All { seconds }) => fuzz(&root, seconds),
     }
 }
