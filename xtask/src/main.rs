@@ -2,6 +2,7 @@
 
 mod arm;
 mod bench;
+mod emulate;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,7 @@ enum Cli {
     ///
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
+    Emulate(emulate::Emulate),
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -93,6 +95,7 @@ fn main() -> Result<()> {
                 .current_dir(&root))
         }
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
+        Cli::Emulate(args) => emulate::run(&args, &root),
     }
 }
 

@@ -160,13 +160,15 @@ where
     let mut appliance = Appliance::new(keeper, latch, journal);
     let started = Threads::start(source, look, clock);
     let outcome = started.and_then(|threads| {
+        let panel = &panel;
         let control = Control { clock, time_zone, intent_path, requests, panel, vision_was: true };
         control.run(&mut appliance, threads, stop, each)
     });
     let _ = systemd::notify("STOPPING=1");
     let (latch, journal) = appliance.finish(clock.now());
-    // In this order: locking must not wait for the disk.
+    // In this order: locking must not wait for the disk, nor for the light.
     drop(latch);
+    drop(panel);
     drop(journal);
     outcome
 }
@@ -227,16 +229,16 @@ where
 }
 
 /// The control loop's own memory.
-struct Control {
+struct Control<'a> {
     clock: Clock,
     time_zone: TimeZone,
     intent_path: Option<PathBuf>,
     requests: Requests,
-    panel: Panel,
+    panel: &'a Panel,
     vision_was: bool,
 }
 
-impl Control {
+impl Control<'_> {
     fn run(
         mut self,
         appliance: &mut Appliance<LatchThread, Journal>,

@@ -138,8 +138,8 @@ impl FrameSource for LiveCamera {
                 let frame = self.feeds[n].poll(wait, &self.patience, self.slowest, self.clock)?;
                 let now = self.clock.now();
                 let preferred = self.feeds[..n].iter().all(|better| {
-                    let quiet = better.last_shot.map_or(now, |at| Uptime::ZERO + now.since(at));
-                    quiet.since(Uptime::ZERO) >= self.patience.falls_back
+                    let quiet = |at| now.since(at) >= self.patience.falls_back;
+                    better.last_shot.is_none_or(quiet)
                 });
                 let Some(frame) = frame.filter(|_| preferred) else { continue };
                 if n != self.shown {

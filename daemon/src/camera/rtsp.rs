@@ -42,7 +42,7 @@ impl RtspReader {
             .enable_all()
             .build()
             .map_err(|e| broken(e.to_string()))?;
-        let opened = runtime.block_on(timeout(4 * WITHIN, begin(address)));
+        let opened = runtime.block_on(async { timeout(4 * WITHIN, begin(address)).await });
         let (session, codec) = opened
             .map_err(|_| broken("it does not answer; is it switched on?".to_owned()))?
             .map_err(broken)?;

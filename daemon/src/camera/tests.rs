@@ -78,8 +78,7 @@ fn names_are_ordered_as_a_person_would() {
 fn what_cannot_be_played_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |source: &str, part: &str| {
-        let error =
-            open(&settings(source, false), Clock::start()).map(|_| (), Clock::start()).unwrap_err();
+        let error = open(&settings(source, false), Clock::start()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     };
     refuse(&format!("dir:{}", dir.path().display()), "holds no picture");

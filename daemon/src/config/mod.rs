@@ -339,8 +339,11 @@ fn check_together(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     least("door.fresh_for_ms", door.fresh_for_ms, 2 * tick, "two control periods")?;
     let silent = door.latch_silent_after_ms;
     least("door.latch_silent_after_ms", silent, 4 * tick, "four control periods")?;
-    let travel = keys.latch.travel_ms + keys.latch.feedback_delay_ms + 2 * tick;
-    least("door.relock_within_ms", door.relock_within_ms, travel, "as long as the latch travels")?;
+    if keys.latch.kind == "simulated" {
+        let travel = keys.latch.travel_ms + keys.latch.feedback_delay_ms + 2 * tick;
+        let why = "as long as the latch travels";
+        least("door.relock_within_ms", door.relock_within_ms, travel, why)?;
+    }
     let lost = door.camera_lost_after_ms;
     least("door.camera_lost_after_ms", lost, door.fresh_for_ms, "door.fresh_for_ms")?;
     least("door.hold_open_for_ms", door.hold_open_for_ms, door.lease_ms + 1, "the lease")?;

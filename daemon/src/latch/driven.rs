@@ -76,7 +76,10 @@ impl Driven {
         match (to, self.doing) {
             (Bolt::Unlocked, _) if changed => {
                 self.failures = 0;
-                self.doing = Doing::Opening { since: now };
+                // Already opening, the motor gets no more time.
+                if !matches!(self.doing, Doing::Opening { .. }) {
+                    self.doing = Doing::Opening { since: now };
+                }
             }
             (Bolt::Unlocked, Doing::Stuck) => self.doing = Doing::Opening { since: now },
             (Bolt::Locked, Doing::GivenUp) => {}
