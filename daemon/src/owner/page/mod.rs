@@ -55,6 +55,8 @@ pub(super) struct Page {
     rates: limits::Rates,
     /// Reading the journal, hashing passwords, drawing: at most this much at a time.
     work: Semaphore,
+    /// Hashing a password, which takes 19 MiB: one at a time.
+    hashing: Semaphore,
     live: live::Live,
     heat: visit::HeatMaps,
 }
@@ -67,6 +69,7 @@ impl Page {
             house: Arc::clone(house),
             rates: limits::Rates::default(),
             work: Semaphore::new(HELPERS),
+            hashing: Semaphore::new(1),
             live: live::Live::default(),
             heat: visit::HeatMaps::default(),
         })
@@ -79,6 +82,15 @@ impl Page {
     ) -> Result<T, Refusal> {
         let _permit = self.work.acquire().await.map_err(|_| Refusal::Busy)?;
         tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Failed)
+    }
+
+    /// Hashes a password on a helper thread.
+    async fn hash<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let _permit = self.hashing.acquire().await.map_err(|_| Refusal::Busy)?;
+        self.aside(work).await
     }
 
     /// Reads the journal on a helper thread. Before the door has written one, there is none.

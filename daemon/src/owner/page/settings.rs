@@ -151,7 +151,7 @@ pub(super) async fn password(State(page): Shared, sent: Sent) -> Result<Response
     };
     let (old, new) = (sent.get_raw("old").to_owned(), sent.get_raw("new").to_owned());
     let outcome =
-        page.aside(move || access::matches(&old, &known).then(|| access::hashed(&new))).await?;
+        page.hash(move || access::matches(&old, &known).then(|| access::hashed(&new))).await?;
     match outcome {
         None => {
             house.access().failed(address, house.clock.now());
