@@ -4,6 +4,7 @@
 //! Served on one thread; what reads the journal or a network goes to a few helper threads. See
 //! [`form`] for who may do what.
 
+mod animals;
 mod api;
 mod camera;
 mod form;
@@ -59,6 +60,7 @@ pub(super) struct Page {
     hashing: Semaphore,
     live: live::Live,
     heat: visit::HeatMaps,
+    network: animals::Network,
 }
 
 type Shared = axum::extract::State<Arc<Page>>;
@@ -72,6 +74,7 @@ impl Page {
             hashing: Semaphore::new(1),
             live: live::Live::default(),
             heat: visit::HeatMaps::default(),
+            network: animals::Network::default(),
         })
     }
 
@@ -196,6 +199,11 @@ fn router(page: Arc<Page>) -> Router {
         .route("/visits/{id}/pictures/{n}", get(visit::picture))
         .route("/visits/{id}/heat", get(visit::heat))
         .route("/visits/{id}/export", get(visit::export))
+        .route("/visits/{id}/enrol", post(animals::enrol))
+        .route("/animals", get(animals::page))
+        .route("/animals/remove", post(animals::remove))
+        .route("/animals/pictures/{file}", get(animals::picture))
+        .route("/dataset.tar", get(settings::dataset))
         .route("/rules", get(rules::page).post(rules::save))
         .route("/camera", get(camera::page).post(camera::save))
         .route("/models", get(models::page))
