@@ -81,7 +81,11 @@ pub fn bring(
         return Err(DownloadError::TooLarge { from: from.to_owned(), limit });
     }
     if let Some(wanted) = sha256.filter(|wanted| !wanted.eq_ignore_ascii_case(&got)) {
-        return Err(DownloadError::Sha256 { from: from.to_owned(), wanted: wanted.to_owned(), got });
+        return Err(DownloadError::Sha256 {
+            from: from.to_owned(),
+            wanted: wanted.to_owned(),
+            got,
+        });
     }
     let path = if url { part } else { Path::new(from) };
     file.rewind().map_err(|source| DownloadError::File { path: path.to_owned(), source })?;

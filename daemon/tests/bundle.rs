@@ -210,7 +210,9 @@ fn a_disk_without_room_is_told_before_anything_is_written() {
     let error = bundle::unpack(archive(&members).as_slice(), &signer.trust(), place).unwrap_err();
     let told = error.to_string();
     assert!(told.contains("MB free") || told.contains("bytes of"), "{told}");
-    assert!(bundle::ensure_space(dir.path(), u64::MAX).unwrap_err().to_string().contains("MB free"));
+    assert!(
+        bundle::ensure_space(dir.path(), u64::MAX).unwrap_err().to_string().contains("MB free")
+    );
 }
 
 #[test]

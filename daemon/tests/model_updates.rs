@@ -10,9 +10,11 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use bundles::{Answer, Signer, archive, as_child, child, die, manifest, model_bundle, serve, signed};
+use bundles::{
+    Answer, Signer, archive, as_child, child, die, manifest, model_bundle, serve, signed,
+};
 use pawlatch::bundle::Trust;
-use pawlatch::models::{Added, AddError, FETCHABLE, ModelsDir, Permit, Step};
+use pawlatch::models::{AddError, Added, FETCHABLE, ModelsDir, Permit, Step};
 use tempfile::TempDir;
 
 const QUICK: Permit = Permit { downgrade: false, unexamined: true };
@@ -115,7 +117,11 @@ fn what_is_refused_leaves_the_old_in_use() {
     refused(&by_file(&good), &pinned, "SHA-256");
     // Signed, but not a model that can be used.
     let bad = |edit: fn(String) -> String| model_bundle(&signer, "yard", "1.2.0", edit);
-    refused(&by_file(&bad(|t| t.replacen("[1, 3, 224, 224]", "[1, 3, 256, 224]", 1))), &trust, "256");
+    refused(
+        &by_file(&bad(|t| t.replacen("[1, 3, 224, 224]", "[1, 3, 256, 224]", 1))),
+        &trust,
+        "256",
+    );
     refused(&by_file(&bad(|t| t.replacen("manifest = 1", "manifest = 7", 1))), &trust, "manifest");
     refused(&by_file(&bad(|t| t.replacen("\"1.2.0\"", "\"1.2.1\"", 1))), &trust, "the model in it");
     let mut program = manifest("pawlatch", "1.2.0", &[("pawlatch", b"x")]);
@@ -224,14 +230,8 @@ fn child_adds_a_model() {
 #[test]
 fn a_power_cut_after_any_step_leaves_the_old_or_the_new_in_use() {
     let bytes = model_bundle(&Signer::new(1), "yard", "1.2.0", as_is);
-    let steps = [
-        Step::Fetched,
-        Step::Unpacked,
-        Step::Verified,
-        Step::Examined,
-        Step::Placed,
-        Step::InUse,
-    ];
+    let steps =
+        [Step::Fetched, Step::Unpacked, Step::Verified, Step::Examined, Step::Placed, Step::InUse];
     for step in steps {
         let (dir, models) = shipped();
         let from = bundle_file(dir.path(), &bytes);

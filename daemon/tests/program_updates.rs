@@ -124,12 +124,7 @@ fn a_trial_that_is_never_healthy_is_given_up_and_ten_failures_keep_the_door_lock
     door.healthy(Some("9.1.0"));
     door.install(&good("9.2.0")).unwrap();
     let started: Vec<String> = (0..12).map(|_| door.boot()).collect();
-    let expected = [
-        &["trial 9.2.0"; 3][..],
-        &["9.1.0"; 3],
-        &["packaged, alone"; 4],
-        &["safe"; 2],
-    ];
+    let expected = [&["trial 9.2.0"; 3][..], &["9.1.0"; 3], &["packaged, alone"; 4], &["safe"; 2]];
     assert_eq!(started, expected.concat());
     // After safe mode one more start, then safe again.
     door.releases.allow_one_start().unwrap();

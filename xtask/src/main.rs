@@ -2,6 +2,8 @@
 
 mod arm;
 mod bench;
+mod dist;
+mod image;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,11 @@ enum Cli {
     ///
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
+    /// Make everything that is handed out for one machine: program, symbols, package, archive,
+    /// bundle, bill of materials, licences and hashes, the same bytes every time.
+    Dist(dist::DistArgs),
+    /// Make an SD-card image for a Raspberry Pi. Needs root; see docs/deploy.md.
+    Image(image::ImageArgs),
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -92,6 +99,8 @@ fn main() -> Result<()> {
                 .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
                 .current_dir(&root))
         }
+        Cli::Dist(args) => dist::run(&root, &args),
+        Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
     }
 }

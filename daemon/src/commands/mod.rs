@@ -141,7 +141,9 @@ pub fn run(cli: Cli) -> Result<Outcome> {
 /// configuration says, and for all else warnings.
 pub fn log_to_stderr(cli: &Cli) {
     let usual = match cli.command {
-        Command::Run | Command::Boot => cli.common.config().map_or("info".to_owned(), |c| c.log_filter),
+        Command::Run | Command::Boot => {
+            cli.common.config().map_or("info".to_owned(), |c| c.log_filter)
+        }
         _ => "warn".to_owned(),
     };
     let filter = std::env::var("PAWLATCH_LOG").unwrap_or(usual);
@@ -199,7 +201,9 @@ impl Common {
         let options = [("--config", &self.config), ("--models-dir", &self.models_dir)];
         options
             .into_iter()
-            .filter_map(|(name, path)| Some([name.to_owned(), path.as_ref()?.display().to_string()]))
+            .filter_map(|(name, path)| {
+                Some([name.to_owned(), path.as_ref()?.display().to_string()])
+            })
             .flatten()
             .collect()
     }

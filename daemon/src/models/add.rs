@@ -278,11 +278,7 @@ impl ModelsDir {
 
     /// The marks of the models in use with `staged` among them, and of those in use now; `None`
     /// if nothing is in use that could be compared.
-    fn examine(
-        &self,
-        staged: &Entry,
-        id: &str,
-    ) -> Result<Option<(Marks, Marks)>, AddError> {
+    fn examine(&self, staged: &Entry, id: &str) -> Result<Option<(Marks, Marks)>, AddError> {
         let Ok(now) = self.in_use() else { return Ok(None) };
         let mut then = now.clone();
         match staged.manifest.task {
@@ -323,8 +319,7 @@ impl ModelsDir {
     fn prune(&self) -> Result<(), AddError> {
         let active = self.active()?.unwrap_or_default();
         let previous = active.previous.as_deref().cloned().unwrap_or_default();
-        let kept =
-            [active.classifier, active.detector, previous.classifier, previous.detector];
+        let kept = [active.classifier, active.detector, previous.classifier, previous.detector];
         for entry in self.entries()?.into_iter().flatten() {
             let id = entry.id();
             if id.contains('@') && !kept.iter().flatten().any(|kept| *kept == id) {

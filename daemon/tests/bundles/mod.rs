@@ -104,8 +104,7 @@ pub fn manifest(name: &str, version: &str, files: &[(&str, &[u8])]) -> Manifest 
 /// The members of a signed bundle.
 pub fn signed(signer: &Signer, manifest: &Manifest, files: &[(&str, &[u8])]) -> Vec<Member> {
     let text = toml::to_string(manifest).unwrap();
-    let mut members =
-        vec![member(SIGNATURE_FILE, signer.sign(&text)), member(MANIFEST_FILE, text)];
+    let mut members = vec![member(SIGNATURE_FILE, signer.sign(&text)), member(MANIFEST_FILE, text)];
     members.reverse();
     members.extend(files.iter().map(|(name, bytes)| member(name, *bytes)));
     members
@@ -125,8 +124,7 @@ pub fn model_bundle(
         .replacen("version = \"1.0.0\"", &format!("version = \"{version}\""), 1);
     let text = edit(text);
     let onnx = fs::read(dir.join("efficientnet_lite0.onnx")).unwrap();
-    let files =
-        [("model.toml", text.as_bytes()), ("efficientnet_lite0.onnx", onnx.as_slice())];
+    let files = [("model.toml", text.as_bytes()), ("efficientnet_lite0.onnx", onnx.as_slice())];
     archive(&signed(signer, &manifest(name, version, &files), &files))
 }
 
