@@ -3,6 +3,7 @@
 mod arm;
 mod bench;
 mod dist;
+mod emulate;
 mod image;
 
 use std::env;
@@ -61,6 +62,7 @@ enum Cli {
     ///
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
+    Emulate(emulate::Emulate),
     /// Make everything that is handed out for one machine: program, symbols, package, archive,
     /// bundle, bill of materials, licences and hashes, the same bytes every time.
     Dist(dist::DistArgs),
@@ -102,6 +104,7 @@ fn main() -> Result<()> {
         Cli::Dist(args) => dist::run(&root, &args),
         Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
+        Cli::Emulate(args) => emulate::run(&args, &root),
     }
 }
 

@@ -6,8 +6,10 @@ mod bench;
 mod boot;
 mod check;
 mod demo;
+mod doctor;
 mod door;
 mod events;
+mod hardware;
 mod models;
 mod perceive;
 mod pictures;
@@ -80,13 +82,31 @@ enum Command {
     Boot,
     /// Drive the latch to locked and exit, whatever else is wrong.
     ///
-    /// Needs no model and no camera. If the configuration cannot be used, the latch of the
-    /// default configuration is locked, and the exit code is 2.
+    /// Needs no model and no camera. If the configuration cannot be used, what its sections
+    /// `latch` and `lines` say is locked; if those cannot be used either, the latch of the default
+    /// configuration. The exit code is then 2.
     Lock,
-    /// Check configuration, models and limits, without touching the latch.
+    /// Set the password of the owner's page, read from standard input.
+    ///
+    /// Ends all sessions. This is also the way to log in again when it was forgotten.
+    Password,
+    /// Check configuration, models, camera, lines and limits, without touching the latch.
     ///
     /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
     Check,
+    Doctor(doctor::DoctorArgs),
+    /// Try the latch out on wiring day.
+    #[command(subcommand)]
+    Latch(hardware::LatchCommand),
+    /// Try the light out.
+    #[command(subcommand)]
+    Led(hardware::LedCommand),
+    /// Try button, beam and motion sensor out.
+    #[command(subcommand)]
+    Button(hardware::ButtonCommand),
+    /// Try a camera out.
+    #[command(subcommand)]
+    Camera(hardware::CameraCommand),
     Classify(perceive::ClassifyArgs),
     Detect(perceive::DetectArgs),
     Localize(perceive::LocalizeArgs),
@@ -124,7 +144,13 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Run => door::run(common),
         Command::Boot => boot::run(common),
         Command::Lock => door::lock(common),
+        Command::Password => door::password(common),
         Command::Check => check::run(common),
+        Command::Doctor(args) => doctor::run(&args, common),
+        Command::Latch(command) => hardware::latch(&command, common),
+        Command::Led(command) => hardware::led(&command, common),
+        Command::Button(command) => hardware::button(&command, common),
+        Command::Camera(command) => hardware::camera(&command, common),
         Command::Replay(args) => replay::run(&args, common),
         Command::Events(command) => events::run(&command, common),
         Command::Classify(args) => perceive::classify(&args, common),

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use pawlatch::appliance::{Appliance, Sample, TICK, keeper};
-use pawlatch::camera::{self, CameraSettings, FrameSource, Source};
+use pawlatch::camera::{self, CameraSettings, FrameSource};
+use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::NoRecorder;
 use pawlatch::latch::{Leased, SimulatedLatch};
@@ -67,10 +68,15 @@ pub fn run(name: &str, args: &BenchArgs, common: &Common) -> Result<Outcome> {
     if !(0.1..=240.0).contains(&args.fps) {
         return Err(Usage(format!("--fps {} should be 0.1 to 240", args.fps)).into());
     }
-    let source: Source = name.parse()?;
-    let settings = CameraSettings { source: Some(source), fps: args.fps, repeat: true };
-    let mut source = camera::open(&settings)?;
     let config = common.config()?;
+    let settings = CameraSettings {
+        source: Some(name.parse()?),
+        fallback: None,
+        fps: args.fps,
+        repeat: true,
+        ..config.camera.clone()
+    };
+    let mut source = camera::open(&settings, Clock::start())?;
     let in_use = common.in_use_of(&config.models)?;
     let threads = usize::from(args.threads);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
