@@ -99,7 +99,7 @@ pub fn examine(models: &InUse) -> Result<Marks, ExamError> {
             }
         }
     }
-    for visit in &visits {
+    for visit in &visits[..VISITS] {
         let opened = opens(models, &config, &yard, visit)?;
         marks.let_in += u32::from(opened && !visit.is_of_the_dog());
         marks.kept_out += u32::from(!opened && visit.is_of_the_dog());
@@ -113,6 +113,9 @@ const SUBJECTS: [(usize, Class, [u64; 3]); 3] = [
     (1, Class::Cat, [2_700, 4_300, 5_900]),
     (3, Class::Other, [2_500, 4_000, 6_000]),
 ];
+
+/// The dog alone and the cat alone are also played through the whole door.
+const VISITS: usize = 2;
 
 /// How the same scene looks to other cameras and at other hours.
 const LIGHTS: [fn(&RgbImage) -> RgbImage; 5] = [

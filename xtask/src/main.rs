@@ -2,7 +2,9 @@
 
 mod arm;
 mod bench;
+mod dist;
 mod emulate;
+mod image;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,11 @@ enum Cli {
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
     Emulate(emulate::Emulate),
+    /// Make everything that is handed out for one machine: program, symbols, package, archive,
+    /// bundle, bill of materials, licences and hashes, the same bytes every time.
+    Dist(dist::DistArgs),
+    /// Make an SD-card image for a Raspberry Pi. Needs root; see docs/deploy.md.
+    Image(image::ImageArgs),
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -94,6 +101,8 @@ fn main() -> Result<()> {
                 .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
                 .current_dir(&root))
         }
+        Cli::Dist(args) => dist::run(&root, &args),
+        Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
         Cli::Emulate(args) => emulate::run(&args, &root),
     }
