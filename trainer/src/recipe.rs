@@ -78,6 +78,9 @@ pub struct Recipe {
     pub smoothing: f32,
     /// Exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
     pub focal: f32,
+    /// Weight of staying with what the network said of each label when the training began, on
+    /// pictures whose class it knew (learning without forgetting, Li and Hoiem 2016); 0 is off.
+    pub remember: f32,
     /// Pictures are mixed in pairs by up to this share (Zhang et al. 2018); 0 is off.
     pub mixup: f32,
     /// Decay of the running mean of the parameters that is kept as the result; 0 is off.
@@ -104,6 +107,7 @@ impl Default for Recipe {
             clip: 5.0,
             smoothing: 0.02,
             focal: 0.0,
+            remember: 0.0,
             mixup: 0.0,
             ema: 0.0,
             accumulate: 1,

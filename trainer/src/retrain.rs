@@ -166,7 +166,8 @@ pub fn retrain(
         let (train_set, validate_set) =
             (examples(train_cut, &train_classes), examples(validate_cut, &validate_classes));
         let objective =
-            Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?;
+            Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?
+                .remembering(&back, device);
         let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
         let kept = blended(&back, trained.net, stage.blend);
         rows = logits(&kept, validate_cut, device, stage.recipe.batch)?;

@@ -92,6 +92,8 @@ pub struct Classification<'a> {
     validate: Examples<'a>,
     class_of_label: &'a [usize],
     class_weights: Vec<f32>,
+    /// The network as the training began, where the recipe wants it remembered.
+    teacher: Option<Model>,
 }
 
 /// State that a checkpoint keeps, but for `start`, which the caller gives again.
@@ -388,7 +390,41 @@ impl<'a> Classification<'a> {
         let mean: f32 =
             train.classes.iter().map(|&c| raw[c]).sum::<f32>() / train.classes.len() as f32;
         let class_weights = raw.iter().map(|w| w / mean).collect();
-        Ok(Self { recipe, train, validate, class_of_label, class_weights })
+        Ok(Self { recipe, train, validate, class_of_label, class_weights, teacher: None })
+    }
+}
+
+impl Classification<'_> {
+    /// Makes `start` the teacher of what is to be remembered, if the recipe wants any.
+    #[must_use]
+    pub fn remembering(mut self, start: &Net, device: &Device) -> Self {
+        if self.recipe.remember > 0.0 {
+            self.teacher = Some(Model::new(start.clone(), device));
+        }
+        self
+    }
+
+    /// What the teacher said of each label, times how much of it was right: `[n, labels]`, and
+    /// the entropy of it all, so that a network that says the same has no loss.
+    fn remembered(
+        &self,
+        teacher: &Model,
+        data: Vec<f32>,
+        shape: [usize; 4],
+        batch: &[usize],
+    ) -> Result<(Vec<f32>, f32)> {
+        let said = teacher.forward(teacher.batch(data, shape)?, None)?.array(0)?.data;
+        let (labels, mut entropy) = (self.class_of_label.len(), 0.0);
+        let mut kept = Vec::with_capacity(said.len());
+        for (row, &i) in said.chunks(labels).zip(batch) {
+            let probs = crate::metrics::softmax(row, 1.0);
+            let own = probs.iter().zip(self.class_of_label);
+            let known: f32 =
+                own.filter(|(_, c)| **c == self.train.classes[i]).map(|(p, _)| p).sum();
+            entropy -= known * probs.iter().map(|p| p * p.max(1e-12).ln()).sum::<f32>();
+            kept.extend(probs.iter().map(|p| p * known));
+        }
+        Ok((kept, entropy))
     }
 }
 
@@ -414,18 +450,29 @@ impl Objective for Classification<'_> {
         if r.mixup > 0.0 {
             mix(&mut data, &mut targets, batch.len(), r.mixup, rng);
         }
+        let remembered = match &self.teacher {
+            Some(teacher) => Some(self.remembered(teacher, data.clone(), shape, batch)?),
+            None => None,
+        };
         let x = model.batch(data, shape)?;
         let logits = model.forward(x, Some(rng))?.matrix(0)?;
         let targets = Tensor::<2>::from_data(
             TensorData::new(targets, [batch.len(), classes]),
             model.device(),
         );
-        let logs = class_logs(logits, self.class_of_label, classes);
+        let logs = class_logs(logits.clone(), self.class_of_label, classes);
         let mut each = targets * logs.clone().neg();
         if r.focal > 0.0 {
             each = each * (logs.exp().neg() + 1.0).powf_scalar(r.focal);
         }
-        Ok(each.sum() / batch.len() as f32)
+        let mut loss = each.sum();
+        if let Some((kept, entropy)) = remembered {
+            let shape = [batch.len(), self.class_of_label.len()];
+            let kept = Tensor::<2>::from_data(TensorData::new(kept, shape), model.device());
+            let apart = (kept * activation::log_softmax(logits, 1)).sum().neg() - entropy;
+            loss = loss + apart * r.remember;
+        }
+        Ok(loss / batch.len() as f32)
     }
 
     fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)> {
