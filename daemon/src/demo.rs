@@ -139,6 +139,11 @@ pub fn visits() -> Vec<Visit> {
 }
 
 impl Visit {
+    /// Whether the dog comes alone, so that the door should open.
+    pub fn is_of_the_dog(&self) -> bool {
+        self.actors.iter().all(|actor| actor.animal == Animal::Dog)
+    }
+
     /// Whether the passage beam is broken at `now`: when somebody wants through and the latch,
     /// as last reported, is drawn.
     pub fn passage(&self, now: Uptime, latch: Option<LatchReport>) -> Option<bool> {
@@ -179,7 +184,8 @@ impl Yard {
         Film { yard: self, visit, number: 0 }
     }
 
-    fn paint(&self, visit: &Visit, ms: u64) -> RgbImage {
+    /// What the camera sees `ms` milliseconds into `visit`.
+    pub fn scene(&self, visit: &Visit, ms: u64) -> RgbImage {
         let mut picture = self.ground.clone();
         let mut there: Vec<(&Actor, Stand)> =
             visit.actors.iter().filter_map(|a| Some((a, at(&a.way, ms)?))).collect();
@@ -228,11 +234,48 @@ impl FrameSource for Film<'_> {
         if ms > self.visit.length_ms {
             return Ok(None);
         }
-        let picture = self.yard.paint(self.visit, ms);
+        let picture = self.yard.scene(self.visit, ms);
         let (width, height) = picture.dimensions();
         Frame::from_rgb(picture.into_raw(), width, height, Uptime::from_millis(ms))
             .map(Some)
             .map_err(|source| CameraError::Picture { path: "yard.jpg".into(), source })
+    }
+}
+
+/// All visits, one after another and again from the beginning, without end: a camera for whoever
+/// has none yet.
+pub struct Endless {
+    yard: Yard,
+    visits: Vec<Visit>,
+    current: usize,
+    number: u64,
+    offset_ms: u64,
+}
+
+impl Endless {
+    /// Begins with the first visit.
+    ///
+    /// # Errors
+    /// If a bundled picture is damaged.
+    pub fn new() -> Result<Self, DemoError> {
+        let (yard, visits) = (Yard::load()?, visits());
+        Ok(Self { yard, visits, current: 0, number: 0, offset_ms: 0 })
+    }
+}
+
+impl FrameSource for Endless {
+    fn next(&mut self) -> Result<Option<Frame>, CameraError> {
+        let visit = &self.visits[self.current];
+        let film = Film { yard: &self.yard, visit, number: self.number }.next()?;
+        self.number += 1;
+        if let Some(frame) = film {
+            let at = Uptime::from_millis(frame.captured_at().as_millis() + self.offset_ms);
+            return Ok(Some(frame.at(at)));
+        }
+        self.offset_ms += visit.length_ms + 1_000 / FPS;
+        self.current = (self.current + 1) % self.visits.len();
+        self.number = 0;
+        self.next()
     }
 }
 
@@ -310,6 +353,18 @@ mod tests {
             assert_eq!(second.captured_at(), Uptime::from_millis(100));
             let again = yard.film(&visit).next().unwrap().unwrap();
             assert_eq!(first.pixels(), again.pixels());
+        }
+    }
+
+    #[test]
+    fn the_endless_film_goes_on_and_its_time_never_runs_back() {
+        let mut film = Endless::new().unwrap();
+        let whole: u64 = visits().iter().map(|v| v.length_ms / 100 + 1).sum();
+        let mut last = None;
+        for _ in 0..whole + 5 {
+            let at = film.next().unwrap().unwrap().captured_at();
+            assert!(last.is_none_or(|last| at > last), "{at}");
+            last = Some(at);
         }
     }
 

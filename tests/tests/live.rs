@@ -74,8 +74,8 @@ fn yard(seconds: Option<u64>) -> Box<dyn FrameSource> {
 fn a_source_that_is_over_ends_the_run_in_good_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = false;
-    let ended = run(live(dir.path(), yard(Some(3)), a_dog), &AtomicBool::new(false), |decision| {
-        opened |= matches!(decision.state, State::Open { .. });
+    let ended = run(live(dir.path(), yard(Some(3)), a_dog), &AtomicBool::new(false), |moment| {
+        opened |= matches!(moment.decision.state, State::Open { .. });
     });
     assert_eq!(ended.unwrap(), Ended::SourceEnded);
     assert!(opened, "the dog was let in");
@@ -99,8 +99,8 @@ fn a_thread_that_panics_ends_the_run_locked() {
         a_dog(frame)
     };
     let mut opened = false;
-    let ended = run(live(dir.path(), yard(None), look), &AtomicBool::new(false), |decision| {
-        opened |= matches!(decision.state, State::Open { .. });
+    let ended = run(live(dir.path(), yard(None), look), &AtomicBool::new(false), |moment| {
+        opened |= matches!(moment.decision.state, State::Open { .. });
     });
     assert!(matches!(ended, Err(RunError::Thread { thread: "perception" })), "{ended:?}");
     assert!(opened);
@@ -142,8 +142,8 @@ fn networks_that_hang_or_fail_lock_the_door_with_their_reason() {
         let stop = AtomicBool::new(false);
         let started = Instant::now();
         let mut causes = Vec::new();
-        let ended = run(live(dir.path(), yard(None), look), &stop, |decision| {
-            if let State::Fault { cause, .. } = decision.state
+        let ended = run(live(dir.path(), yard(None), look), &stop, |moment| {
+            if let State::Fault { cause, .. } = moment.decision.state
                 && causes.last() != Some(&cause)
             {
                 causes.push(cause);

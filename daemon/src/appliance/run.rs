@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pawlatch_core::door::{Decision, Request, VisionHealth};
+use pawlatch_core::door::{Request, VisionHealth};
 use pawlatch_core::frame::{Frame, PictureHealth};
 use pawlatch_core::keeper::Keeper;
 use pawlatch_core::sight::Sightings;
 use pawlatch_core::units::{Score, Uptime};
 use thiserror::Error;
 
-use super::{Appliance, Sample, TICK};
+use super::{Appliance, Moment, Sample, TICK};
 use crate::camera::{CameraError, FrameSource, capture};
 use crate::clock::Clock;
 use crate::journal::Journal;
@@ -130,14 +130,15 @@ struct Look {
 }
 
 /// Runs until `stop` is set, the source is over, or something breaks. In every case the latch is
-/// locked and the journal written before this returns. `each` is shown every decision.
+/// locked and the journal written before this returns. `each` is shown every cycle; it must
+/// not wait.
 ///
 /// # Errors
 /// If a thread cannot be started, ends unasked, or the camera fails.
 pub fn run<F>(
     live: Live<F>,
     stop: &AtomicBool,
-    each: impl FnMut(&Decision),
+    each: impl FnMut(&Moment<'_>),
 ) -> Result<Ended, RunError>
 where
     F: FnMut(&Frame) -> Result<Sightings, LookError> + Send + 'static,
@@ -243,7 +244,7 @@ impl Control<'_> {
         appliance: &mut Appliance<LatchThread, Journal>,
         threads: Threads,
         stop: &AtomicBool,
-        mut each: impl FnMut(&Decision),
+        mut each: impl FnMut(&Moment<'_>),
     ) -> Result<Ended, RunError> {
         let mut due = self.clock.now();
         let mut hold_locked = appliance.keeper().door().hold_locked();
@@ -254,10 +255,21 @@ impl Control<'_> {
                 Taken::Nothing => None,
                 Taken::Closed => return threads.why_ended(),
             };
+            let failure =
+                look.as_ref().and_then(|l| l.outcome.as_ref().err()).map(|e| e.to_string());
             let sample = self.sample(look);
+            let (sightings, frame) = (sample.sightings.clone(), sample.frame.clone());
+            let latch = appliance.latch().report();
             let now = self.clock.now();
             let decision = appliance.tick(now, sample);
-            each(&decision);
+            each(&Moment {
+                decision: &decision,
+                frame: frame.as_ref(),
+                sightings: sightings.as_ref(),
+                failure: failure.as_deref(),
+                tracks: appliance.keeper().tracks(),
+                latch,
+            });
             self.panel.show(&decision.state);
             for event in &decision.events {
                 tracing::info!(at = %event.at, "{event}");

@@ -28,6 +28,8 @@ use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::demo::{DemoError, Endless};
+
 pub use capture::capture;
 pub use directory::DirectorySource;
 pub use live::{LiveCamera, Measured, Opener, Patience, Reader, measure};
@@ -98,6 +100,9 @@ pub enum CameraError {
         /// Why.
         source: std::io::Error,
     },
+    /// The demonstration cannot be shown.
+    #[error("the demonstration cannot be shown")]
+    Demo(#[from] DemoError),
     /// A directory without pictures.
     #[error("{} holds no picture (JPEG, PNG, GIF, BMP, WebP)", path.display())]
     Empty {
@@ -137,7 +142,8 @@ pub fn open(settings: &CameraSettings, clock: Clock) -> Result<Box<dyn FrameSour
         return Ok(Box::new(camera));
     }
     let once = open_source(source, settings.fps)?;
-    let played: Box<dyn FrameSource> = if settings.repeat && *source != Source::Simulated {
+    let endless = matches!(source, Source::Simulated | Source::Demo);
+    let played: Box<dyn FrameSource> = if settings.repeat && !endless {
         Box::new(Repeated {
             source: source.clone(),
             fps: settings.fps,
@@ -183,6 +189,7 @@ fn open_source(source: &Source, fps: f32) -> Result<Box<dyn FrameSource>, Camera
         Source::Directory(dir) => Ok(Box::new(DirectorySource::open(dir, fps)?)),
         Source::File(path) => open_file(path),
         Source::Simulated => Ok(Box::new(SimulatedSource::new(Scene::yard(), fps))),
+        Source::Demo => Ok(Box::new(Endless::new()?)),
         Source::Path(path) if path.is_dir() => Ok(Box::new(DirectorySource::open(path, fps)?)),
         Source::Path(path) => open_file(path),
         Source::Live(live) => Err(CameraError::Camera {

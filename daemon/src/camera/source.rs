@@ -8,7 +8,7 @@ use super::CameraError;
 
 /// Every way to write a source: form, what it is, an example. The documentation and the errors
 /// are made from this table.
-pub const GRAMMAR: [(&str, &str, &str); 9] = [
+pub const GRAMMAR: [(&str, &str, &str); 10] = [
     (
         "v4l2:DEVICE[?OPTIONS]",
         "a camera of Linux: a webcam, a capture stick",
@@ -33,6 +33,7 @@ pub const GRAMMAR: [(&str, &str, &str); 9] = [
     ("dir:PATH", "a directory of pictures, in name order", "dir:visits/tuesday"),
     ("file:PATH", "an H.264 MP4, an animated GIF or WebP, or one picture", "file:visit.mp4"),
     ("sim:", "a simulated yard", "sim:"),
+    ("demo:", "the visits of the demonstration, again and again", "demo:"),
     ("PATH", "a directory or a file", "visit.mp4"),
 ];
 
@@ -54,6 +55,8 @@ pub enum Source {
     File(PathBuf),
     /// `sim:`: a simulated yard with nobody in it.
     Simulated,
+    /// `demo:`: the visits of the demonstration, without end.
+    Demo,
     /// A bare path: a directory or a file, whichever it is when opened.
     Path(PathBuf),
     /// A camera.
@@ -235,6 +238,7 @@ impl FromStr for Source {
             "dir" if !rest.is_empty() => Self::Directory(rest.into()),
             "file" if !rest.is_empty() => Self::File(rest.into()),
             "sim" if rest.is_empty() => Self::Simulated,
+            "demo" if rest.is_empty() => Self::Demo,
             "v4l2" => {
                 if !is_device(place) {
                     return Err(wrong("the device must be /dev/… or a name in /dev/v4l/by-id"));
@@ -363,6 +367,7 @@ impl fmt::Display for Source {
             Self::Directory(path) => write!(f, "dir:{}", path.display()),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Simulated => f.write_str("sim:"),
+            Self::Demo => f.write_str("demo:"),
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Live(live) => live.fmt(f),
         }

@@ -40,7 +40,8 @@ section! {
     /// Where pictures come from.
     CameraKeys {
         /// Source: a camera (`v4l2:/dev/video0`, `rpicam:0`, `argus:0`, `rtsp://…`, `http://…`), a
-        /// recording (`dir:PATH`, `file:PATH`, a bare path) or `sim:`, a simulated yard;
+        /// recording (`dir:PATH`, `file:PATH`, a bare path), `sim:`, a simulated yard, or `demo:`,
+        /// the visits of the demonstration again and again;
         /// docs/cameras.md has every form and option. `run` needs one.
         source: String = String::new(),
         /// A second camera, used while the first gives nothing. Empty: none.
@@ -67,6 +68,9 @@ section! {
         classifier: String = String::new(),
         /// Name of the detector, which says where an animal is. Empty: as `active.toml` says.
         detector: String = String::new(),
+        /// Threads that the networks run on, up to 64. 0: as many as there are processor cores,
+        /// but one, which the camera and the control loop have for themselves.
+        threads: u64 = 0,
     }
 }
 
@@ -279,6 +283,83 @@ section! {
 }
 
 section! {
+    /// The owner's page, served by the door itself.
+    PageKeys {
+        /// Address and port the page listens on; empty: no page. Until the owner's password is
+        /// set it listens on this machine only, whatever is given here.
+        listen: String = "127.0.0.1:8480".to_owned(),
+        /// Certificate chain (PEM) for HTTPS. Empty: plain HTTP, which anybody on the same network
+        /// can read along; then use it at home only, or behind a proxy.
+        certificate_path: String = String::new(),
+        /// Private key (PEM) of the certificate.
+        key_path: String = String::new(),
+        /// Whether every request comes through a proxy on this machine that speaks HTTPS to the
+        /// outside and sets `X-Forwarded-For`.
+        behind_proxy: bool = false,
+        /// Names under which the page may be reached, beside IP addresses, `localhost` and names
+        /// ending in `.local`, `.lan` or `.home.arpa`. Other names are refused, so that no foreign
+        /// web site can pass itself off as the door.
+        hosts: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// Home Assistant and other listeners, by an MQTT broker.
+    MqttKeys {
+        /// Broker: `mqtt://HOST`, `mqtt://HOST:PORT` or, encrypted, `mqtts://HOST`. Empty: none.
+        broker: String = String::new(),
+        /// User name at the broker. Empty: none.
+        username: String = String::new(),
+        /// File that holds the password at the broker and nothing else. Empty: none.
+        password_path: String = String::new(),
+        /// Certificate (PEM) of the authority that vouches for the broker; `mqtts` needs it.
+        ca_path: String = String::new(),
+        /// Topic under which everything of this door is published; one door each.
+        topic: String = "pawlatch".to_owned(),
+        /// Topic under which Home Assistant looks for devices. Empty: nothing is announced.
+        discovery_topic: String = "homeassistant".to_owned(),
+        /// Whether commands that arrive through the broker may unlock the door. Locking is always
+        /// obeyed.
+        may_open: bool = true,
+    }
+}
+
+section! {
+    /// Messages about visits and faults. They never hold the door up.
+    NotifyKeys {
+        /// ntfy topic, such as `https://ntfy.example/mydoor`. Empty: none.
+        ntfy_url: String = String::new(),
+        /// URL that gets each message as JSON by POST. Empty: none.
+        webhook_url: String = String::new(),
+        /// File that holds a token, sent as `Authorization: Bearer`. Empty: none.
+        token_path: String = String::new(),
+        /// What is told: `let_in`, `kept_shut`, `nobody`, `overruled`, `fault`.
+        what: Vec<String> = vec!["let_in".to_owned(), "kept_shut".to_owned(), "fault".to_owned()],
+        /// Whether a picture goes along.
+        pictures: bool = true,
+        /// Beginning of the quiet hours, local time, such as `22:00`. Visits wait until they are
+        /// over and come as one message; faults come at once. Empty: none.
+        quiet_from: String = String::new(),
+        /// End of the quiet hours.
+        quiet_to: String = String::new(),
+        /// Local time of a daily summary, such as `20:00`. Empty: none.
+        digest_at: String = String::new(),
+    }
+}
+
+section! {
+    /// Signed bundles, by which models and the program are replaced; see docs/updates.md.
+    UpdateKeys {
+        /// Directory of downloaded programs. It must be on a file system that programs may be
+        /// started from.
+        dir: String = "update".to_owned(),
+        /// Minisign public keys whose signatures are believed, each the second line of a `.pub`
+        /// file. Beside them, the key that the program was built with, if it was.
+        public_keys: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
     /// What is logged to stderr.
     LogKeys {
         /// Least level logged, or a filter in the notation of `tracing`: `error`, `warn`, `info`,
@@ -302,10 +383,14 @@ pub(super) struct Keys {
     pub panel: PanelKeys,
     pub policy: PolicyKeys,
     pub journal: JournalKeys,
+    pub page: PageKeys,
+    pub mqtt: MqttKeys,
+    pub notify: NotifyKeys,
+    pub update: UpdateKeys,
     pub log: LogKeys,
 }
 
-const SECTIONS: [(&str, SectionDoc); 12] = [
+const SECTIONS: [(&str, SectionDoc); 16] = [
     ("camera", CameraKeys::DOC),
     ("models", ModelKeys::DOC),
     ("approach", ApproachKeys::DOC),
@@ -317,6 +402,10 @@ const SECTIONS: [(&str, SectionDoc); 12] = [
     ("panel", PanelKeys::DOC),
     ("policy", PolicyKeys::DOC),
     ("journal", JournalKeys::DOC),
+    ("page", PageKeys::DOC),
+    ("mqtt", MqttKeys::DOC),
+    ("notify", NotifyKeys::DOC),
+    ("update", UpdateKeys::DOC),
     ("log", LogKeys::DOC),
 ];
 
@@ -355,7 +444,8 @@ pub fn documentation() -> String {
     let defaults = defaults();
     let mut text = String::from(
         "# Configuration\n\n\
-         Read from the defaults below, then from the TOML file, then from the environment; the \
+         Read from the defaults below, then from the TOML file, then from `owner.toml` in the \
+         journal's directory, which the owner's page writes, then from the environment; the \
          later wins. In the environment `door.open_for_ms` is `PAWLATCH__DOOR__OPEN_FOR_MS`. \
          Unknown keys are errors. Units are the last part of a key's name. `pawlatch check` \
          tells whether a file is sound. Relative paths start at the working directory.\n\n\

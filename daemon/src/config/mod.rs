@@ -4,7 +4,9 @@
 mod hardware;
 mod keys;
 mod layers;
+mod owner;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,11 +19,13 @@ use pawlatch_core::units::Score;
 
 pub use keys::{documentation, sample};
 pub use layers::ConfigError;
+pub use owner::{OWNER_FILE, OwnersWish, WishedApproach, WishedPolicy};
 
 use crate::appliance::TICK;
 use crate::camera::CameraSettings;
 use crate::journal::JournalSettings;
 use crate::latch::LatchSettings;
+use crate::owner::OwnerSettings;
 use crate::panel::PanelSettings;
 use hardware::Hardware;
 use keys::Keys;
@@ -50,6 +54,10 @@ pub struct Config {
     pub time_zone: TimeZone,
     /// What is recorded, and where.
     pub journal: JournalSettings,
+    /// The owner's surfaces: page, broker, messages.
+    pub owner: OwnerSettings,
+    /// How models and the program are replaced.
+    pub update: UpdateSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -63,6 +71,31 @@ pub struct ModelSettings {
     pub classifier: Option<String>,
     /// Name of the detector; `None` leaves it to `active.toml`.
     pub detector: Option<String>,
+    /// Threads that the networks run on; `None`: one fewer than the processor has cores.
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl ModelSettings {
+    /// Starts the threads that the networks run on. Whole inferences belong inside
+    /// ([`rayon::ThreadPool::install`]), so that no layer waits for a thread to hop to.
+    ///
+    /// # Errors
+    /// If the system gives no more threads.
+    pub fn pool(&self) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.map_or((cores - 1).max(1), usize::from);
+        let name = |n| format!("networks {n}");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()
+    }
+}
+
+/// How models and the program are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateSettings {
+    /// Directory of downloaded programs.
+    pub dir: PathBuf,
+    /// Minisign public keys that are believed.
+    pub public_keys: Vec<String>,
 }
 
 impl Config {
@@ -73,7 +106,7 @@ impl Config {
     /// out of range or at odds with another. The error names the file, the key, what was given
     /// and what was expected.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::from_layers(&Layers::read(path, None)?)
+        Self::from_layers(&Layers::read_all(path, None)?)
     }
 
     /// As [`Config::load`], with these variables instead of the environment's.
@@ -85,7 +118,7 @@ impl Config {
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, ConfigError> {
         let variables = variables.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Self::from_layers(&Layers::read(path, Some(variables))?)
+        Self::from_layers(&Layers::read_all(path, Some(variables))?)
     }
 
     /// The latch alone, of a configuration whose other sections may be wrong: what must be locked
@@ -108,7 +141,8 @@ impl Config {
                 layers.wrong("policy.time_zone", name, "a zone such as Europe/Berlin")
             })?,
         };
-        Ok(Self { time_zone, ..Self::from_keys(keys, &hardware) })
+        let owner = owner::settings(&keys, layers)?;
+        Ok(Self { time_zone, owner, ..Self::from_keys(keys, &hardware) })
     }
 
     /// The settings that follow from valid keys.
@@ -128,6 +162,7 @@ impl Config {
                 dir: keys.models.dir.into(),
                 classifier: optional(keys.models.classifier),
                 detector: optional(keys.models.detector),
+                threads: NonZeroUsize::new(keys.models.threads as usize),
             },
             gate: GateSettings {
                 approach: approach.clone(),
@@ -152,6 +187,11 @@ impl Config {
             journal: JournalSettings {
                 dir: keys.journal.dir.into(),
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
+            },
+            owner: OwnerSettings::default(),
+            update: UpdateSettings {
+                dir: keys.update.dir.into(),
+                public_keys: keys.update.public_keys,
             },
             log_filter: keys.log.filter,
         }
@@ -236,8 +276,16 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted((1..=1_000_000).contains(&budget), "journal.budget_mb", &budget, expected)?;
     let unlocks = keys.latch.max_unlocks_per_minute;
     wanted((1..=600).contains(&unlocks), "latch.max_unlocks_per_minute", &unlocks, "1 to 600")?;
+    let threads = keys.models.threads;
+    wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
+    wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
+    for (n, key) in keys.update.public_keys.iter().enumerate() {
+        let ok = minisign_verify::PublicKey::from_base64(key).is_ok();
+        let expected = "the second line of a minisign .pub file";
+        wanted(ok, &format!("update.public_keys[{n}]"), key, expected)?;
+    }
     let filter = &keys.log.filter;
     let known = filter.parse::<tracing_subscriber::filter::EnvFilter>().is_ok();
     wanted(known, "log.filter", filter, "error, warn, info, debug, trace or a tracing filter")?;

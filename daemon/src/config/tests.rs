@@ -56,6 +56,15 @@ fn the_defaults_are_those_of_the_core() {
 }
 
 #[test]
+fn the_networks_run_on_as_many_threads_as_asked_for_and_else_leave_a_core_free() {
+    let pool = load("[models]\nthreads = 3").unwrap().models.pool().unwrap();
+    assert_eq!(pool.current_num_threads(), 3);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = Config::default().models.pool().unwrap();
+    assert_eq!(pool.current_num_threads(), (cores - 1).max(1));
+}
+
+#[test]
 fn the_environment_beats_the_file_and_the_file_the_defaults() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pawlatch.toml");
@@ -107,6 +116,7 @@ fn values_out_of_range_or_at_odds_are_refused() {
     refuses("[camera]\nfps = 0.5", &["door.fresh_for_ms", "at least 2000"]);
     refuses("[camera]\nsource = \"ftp:x\"", &["camera.source", "no such kind"]);
     refuses("[journal]\nbudget_mb = 0", &["journal.budget_mb"]);
+    refuses("[models]\nthreads = 65", &["models.threads", "is 65;", "up to 64"]);
     refuses("[log]\nfilter = \"a=b=c\"", &["log.filter"]);
     refuses("[policy]\ntime_zone = \"Mars/Base\"", &["policy.time_zone", "Mars/Base"]);
     refuses("[approach]\npolygon = [[0, 0], [1, 1]]", &["approach.polygon", "2 points"]);

@@ -133,23 +133,29 @@ impl WiredLatch {
         })
     }
 
-    /// One step of the actuator with what the sensors say.
+    /// One step of the actuator with what the sensors say. A sensor that fails does not keep the
+    /// bolt from moving: a lock that is commanded is driven first and the failure told after.
     fn step(&mut self, now: Uptime) -> Result<Position, LatchError> {
-        let read = |sensor: &mut Option<Sensor>| {
-            sensor.as_mut().map(|sensor| sensor.read(now)).transpose()
+        let mut failure = None;
+        let mut read = |sensor: &mut Option<Sensor>| {
+            sensor.as_mut().map(|sensor| sensor.read(now)).and_then(|read| match read {
+                Ok(active) => Some(active),
+                Err(error) => {
+                    failure = Some(error);
+                    None
+                }
+            })
         };
-        let sensed = Sensed {
-            locked: read(&mut self.locked)?,
-            unlocked: read(&mut self.unlocked)?,
-            obstructed: read(&mut self.obstruction)?.unwrap_or(false),
-        };
-        let (drive, position) = self.actuator.step(now, sensed);
+        let (locked, unlocked) = (read(&mut self.locked), read(&mut self.unlocked));
+        // What cannot be seen to be free may be in the way.
+        let obstructed = self.obstruction.is_some() && read(&mut self.obstruction) != Some(false);
+        let (drive, position) = self.actuator.step(now, Sensed { locked, unlocked, obstructed });
         if self.driven != Some(drive) {
             self.driven = None;
             self.put(drive)?;
             self.driven = Some(drive);
         }
-        Ok(position)
+        failure.map_or(Ok(position), |error| Err(error.into()))
     }
 
     fn put(&mut self, drive: Drive) -> Result<(), LineError> {

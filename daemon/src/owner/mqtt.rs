@@ -1,0 +1,5 @@
+//! Home Assistant and other listeners.
+use super::house::House;
+use std::sync::Arc;
+/// Runs.
+pub(super) fn run(_house: &Arc<House>) {}

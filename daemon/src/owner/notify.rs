@@ -1,0 +1,5 @@
+//! Messages.
+use super::house::House;
+use std::sync::Arc;
+/// Runs.
+pub(super) fn run(_house: &Arc<House>) {}
