@@ -20,6 +20,7 @@ use pawlatch::latch::{self, LatchThread};
 use pawlatch::models::ModelsDir;
 use pawlatch::owner::access::{Access, Scope, hashed};
 use pawlatch::owner::{House, Link, Owner};
+use pawlatch::panel::Panel;
 use pawlatch_core::door::State;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, Sightings};
@@ -188,6 +189,7 @@ fn run_door(
             journal,
             intent_path: None,
             requests,
+            panel: Panel::none(),
             time_zone: config.time_zone,
             clock,
         };
