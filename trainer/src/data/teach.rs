@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn what_only_one_teacher_sees_is_doubtful() {
         let said = [vec![(Class::Person, 0.5, rect(0.5))], vec![]];
-        let s = judged(Known::Label(Class::Person), &said, scene(&[], vec![])).unwrap();
+        let s = judged(Known::Label(Class::Nothing), &said, scene(&[], vec![])).unwrap();
         assert_eq!((s.boxes.len(), labels(&s.unsure)), (0, vec!["person"]));
     }
 

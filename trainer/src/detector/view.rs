@@ -219,8 +219,8 @@ mod tests {
 
     /// A picture that is red where the box is.
     fn picture(scene: &Scene) -> RgbImage {
-        RgbImage::from_fn(100, 100, |x, y| {
-            let [x0, y0, x1, y1] = scene.boxes[0].rect.to_pixels(100, 100);
+        RgbImage::from_fn(128, 128, |x, y| {
+            let [x0, y0, x1, y1] = scene.boxes[0].rect.to_pixels(128, 128);
             let (x, y) = (x as f32, y as f32);
             let inside = x >= x0 && x < x1 && y >= y0 && y < y1;
             image::Rgb(if inside { [255, 0, 0] } else { [0, 0, 0] })
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn boxes_stay_on_their_animals_in_every_view() {
-        let scene = scene([0.3, 0.4, 0.6, 0.8], "dog");
+        let scene = scene([0.25, 0.375, 0.5, 0.75], "dog");
         let picture = picture(&scene);
         let mut rng = StdRng::seed_from_u64(2);
         let views = Views { mosaic: 0.0, far: 0.3, ..Views::default() };
@@ -242,7 +242,7 @@ mod tests {
             found += 1;
             let is_red = |p: &image::Rgb<u8>| p.0[0] > 128 && p.0[1] < 64;
             let (mut inside, mut outside) = (0, 0);
-            for (x, y, p) in view.enumerate_pixels().filter(|(.., p)| is_red(p)) {
+            for (x, y, _) in view.enumerate_pixels().filter(|(.., p)| is_red(p)) {
                 let (x, y) = (x as f32 + 0.5, y as f32 + 0.5);
                 let at = x > x0 - 1.0 && x < x1 + 1.0 && y > y0 - 1.0 && y < y1 + 1.0;
                 if at {
@@ -250,7 +250,6 @@ mod tests {
                 } else {
                     outside += 1
                 }
-                assert!(p.0[0] > 128);
             }
             assert_eq!(outside, 0);
             assert!(inside as f32 > 0.7 * (x1 - x0 - 1.0) * (y1 - y0 - 1.0));
