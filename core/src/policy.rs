@@ -152,6 +152,11 @@ impl Policy {
         Self { rules }
     }
 
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// What the rules say about `who` going `way` at `wall`, the local time, or `None` if the
     /// clock cannot be trusted. Leaving is free unless a rule denies it; coming in needs a rule
     /// that allows it. A deny that would need the clock counts as unknown, never as absent.

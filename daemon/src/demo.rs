@@ -14,6 +14,8 @@ use crate::camera::{CameraError, FrameSource};
 
 /// Frames per second.
 pub const FPS: u64 = 10;
+/// How long the yard is empty between two visits of the endless film, milliseconds.
+const PAUSE_MS: u64 = 8_000;
 /// Strength of the grain, luma levels.
 const GRAIN: i32 = 5;
 
@@ -139,6 +141,11 @@ pub fn visits() -> Vec<Visit> {
 }
 
 impl Visit {
+    /// Whether the dog comes alone, so that the door should open.
+    pub fn is_of_the_dog(&self) -> bool {
+        self.actors.iter().all(|actor| actor.animal == Animal::Dog)
+    }
+
     /// Whether the passage beam is broken at `now`: when somebody wants through and the latch,
     /// as last reported, is drawn.
     pub fn passage(&self, now: Uptime, latch: Option<LatchReport>) -> Option<bool> {
@@ -179,7 +186,15 @@ impl Yard {
         Film { yard: self, visit, number: 0 }
     }
 
-    fn paint(&self, visit: &Visit, ms: u64) -> RgbImage {
+    fn frame(&self, visit: &Visit, ms: u64, at: Uptime) -> Result<Frame, CameraError> {
+        let picture = self.scene(visit, ms);
+        let (width, height) = picture.dimensions();
+        Frame::from_rgb(picture.into_raw(), width, height, at)
+            .map_err(|source| CameraError::Picture { path: "yard.jpg".into(), source })
+    }
+
+    /// What the camera sees `ms` milliseconds into `visit`.
+    pub fn scene(&self, visit: &Visit, ms: u64) -> RgbImage {
         let mut picture = self.ground.clone();
         let mut there: Vec<(&Actor, Stand)> =
             visit.actors.iter().filter_map(|a| Some((a, at(&a.way, ms)?))).collect();
@@ -228,11 +243,43 @@ impl FrameSource for Film<'_> {
         if ms > self.visit.length_ms {
             return Ok(None);
         }
-        let picture = self.yard.paint(self.visit, ms);
-        let (width, height) = picture.dimensions();
-        Frame::from_rgb(picture.into_raw(), width, height, Uptime::from_millis(ms))
-            .map(Some)
-            .map_err(|source| CameraError::Picture { path: "yard.jpg".into(), source })
+        self.yard.frame(self.visit, ms, Uptime::from_millis(ms)).map(Some)
+    }
+}
+
+/// All visits, one after another and again from the beginning, without end: a camera for whoever
+/// has none yet.
+pub struct Endless {
+    yard: Yard,
+    visits: Vec<Visit>,
+    current: usize,
+    number: u64,
+    offset_ms: u64,
+}
+
+impl Endless {
+    /// Begins with the first visit.
+    ///
+    /// # Errors
+    /// If a bundled picture is damaged.
+    pub fn new() -> Result<Self, DemoError> {
+        let (yard, visits) = (Yard::load()?, visits());
+        Ok(Self { yard, visits, current: 0, number: 0, offset_ms: 0 })
+    }
+}
+
+impl FrameSource for Endless {
+    fn next(&mut self) -> Result<Option<Frame>, CameraError> {
+        let visit = &self.visits[self.current];
+        let ms = self.number * 1_000 / FPS;
+        if ms > visit.length_ms + PAUSE_MS {
+            self.offset_ms += ms;
+            self.current = (self.current + 1) % self.visits.len();
+            self.number = 0;
+            return self.next();
+        }
+        self.number += 1;
+        self.yard.frame(visit, ms, Uptime::from_millis(self.offset_ms + ms)).map(Some)
     }
 }
 
@@ -310,6 +357,22 @@ mod tests {
             assert_eq!(second.captured_at(), Uptime::from_millis(100));
             let again = yard.film(&visit).next().unwrap().unwrap();
             assert_eq!(first.pixels(), again.pixels());
+        }
+    }
+
+    #[test]
+    fn the_endless_film_goes_on_and_its_time_never_runs_back() {
+        let mut film = Endless::new().unwrap();
+        let mut last = None;
+        for round in 0..5 {
+            assert_eq!(film.current, round % film.visits.len());
+            // The last frame of this visit's yard, and the first of the next.
+            film.number = (film.visits[film.current].length_ms + PAUSE_MS) / (1_000 / FPS);
+            for _ in 0..2 {
+                let at = film.next().unwrap().unwrap().captured_at();
+                assert!(last.is_none_or(|last| at > last), "{at}");
+                last = Some(at);
+            }
         }
     }
 

@@ -10,11 +10,10 @@ use pawlatch_core::door::{Decision, LatchReport, ProofKind, State, VisionHealth}
 use pawlatch_core::event::{Relock, Verdict, What, Whom};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
-use pawlatch_core::sight::Sightings;
-use pawlatch_core::track::Track;
 use pawlatch_core::units::Uptime;
 use serde::Serialize;
 
+pub use crate::appliance::Moment;
 use crate::appliance::{Appliance, Sample, TICK, keeper};
 use crate::camera::{CameraError, FrameSource};
 use crate::config::Config;
@@ -23,23 +22,6 @@ use crate::latch::{LatchPort as _, Leased, SimulatedLatch};
 
 /// How long the door is given to come to rest after the last frame.
 const SETTLES_WITHIN: Duration = Duration::from_secs(30);
-
-/// One step of a replay.
-#[derive(Debug)]
-pub struct Moment<'a> {
-    /// What was decided.
-    pub decision: &'a Decision,
-    /// The frame that was new in this step.
-    pub frame: Option<&'a Frame>,
-    /// What was perceived in it.
-    pub sightings: Option<&'a Sightings>,
-    /// Why nothing could be perceived in it.
-    pub failure: Option<&'a str>,
-    /// Who is followed.
-    pub tracks: &'a [Track],
-    /// What the latch reported before the step.
-    pub latch: Option<LatchReport>,
-}
 
 /// An eye, a keeper and a simulated latch in virtual time.
 pub struct Player {

@@ -13,6 +13,7 @@ use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::{Archive, Journal};
 use pawlatch::latch::{self, LatchThread};
+use pawlatch::panel::Panel;
 use pawlatch_core::door::State;
 use pawlatch_core::event::Fault;
 use pawlatch_core::frame::Frame;
@@ -57,7 +58,8 @@ fn live<F>(dir: &Path, source: Box<dyn FrameSource>, look: F) -> Live<F> {
         look,
         journal: Journal::start(config.journal.clone(), clock).unwrap(),
         intent_path: None,
-        requests: None,
+        requests: appliance::requests().1,
+        panel: Panel::none(),
         time_zone: config.time_zone,
         clock,
     }
@@ -72,8 +74,8 @@ fn yard(seconds: Option<u64>) -> Box<dyn FrameSource> {
 fn a_source_that_is_over_ends_the_run_in_good_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = false;
-    let ended = run(live(dir.path(), yard(Some(3)), a_dog), &AtomicBool::new(false), |decision| {
-        opened |= matches!(decision.state, State::Open { .. });
+    let ended = run(live(dir.path(), yard(Some(3)), a_dog), &AtomicBool::new(false), |moment| {
+        opened |= matches!(moment.decision.state, State::Open { .. });
     });
     assert_eq!(ended.unwrap(), Ended::SourceEnded);
     assert!(opened, "the dog was let in");
@@ -97,8 +99,8 @@ fn a_thread_that_panics_ends_the_run_locked() {
         a_dog(frame)
     };
     let mut opened = false;
-    let ended = run(live(dir.path(), yard(None), look), &AtomicBool::new(false), |decision| {
-        opened |= matches!(decision.state, State::Open { .. });
+    let ended = run(live(dir.path(), yard(None), look), &AtomicBool::new(false), |moment| {
+        opened |= matches!(moment.decision.state, State::Open { .. });
     });
     assert!(matches!(ended, Err(RunError::Thread { thread: "perception" })), "{ended:?}");
     assert!(opened);
@@ -140,8 +142,8 @@ fn networks_that_hang_or_fail_lock_the_door_with_their_reason() {
         let stop = AtomicBool::new(false);
         let started = Instant::now();
         let mut causes = Vec::new();
-        let ended = run(live(dir.path(), yard(None), look), &stop, |decision| {
-            if let State::Fault { cause, .. } = decision.state
+        let ended = run(live(dir.path(), yard(None), look), &stop, |moment| {
+            if let State::Fault { cause, .. } = moment.decision.state
                 && causes.last() != Some(&cause)
             {
                 causes.push(cause);

@@ -75,6 +75,7 @@ impl Frozen {
         let model = tract_onnx::onnx()
             .model_for_read(&mut bytes.as_slice())?
             .with_input_fact(0, f32::fact(shape).into())?;
+        // The door's own convolutions: what is frozen takes the time it takes there.
         let model = pawlatch_core::vision::fast::optimise(model)?.into_runnable()?;
         Ok(Self { plan: Some(model), shape })
     }

@@ -9,17 +9,18 @@ mod run;
 use std::time::Duration;
 
 use jiff::ZonedDateTime;
-use pawlatch_core::door::{Decision, Request, VisionHealth};
+use pawlatch_core::door::{Decision, LatchReport, Request, VisionHealth};
 use pawlatch_core::event::{Verdict, What};
 use pawlatch_core::frame::Frame;
 use pawlatch_core::keeper::{Input, Keeper};
 use pawlatch_core::sight::Sightings;
+use pawlatch_core::track::Track;
 use pawlatch_core::units::Uptime;
 
 use crate::config::Config;
 use crate::journal::{Entry, Recorder, Recording};
 use crate::latch::LatchPort;
-pub use run::{Ended, Live, LookError, RunError, run, stop_on_signals};
+pub use run::{Asker, Ended, Live, LookError, Requests, RunError, requests, run, stop_on_signals};
 
 /// Period of the control cycle.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -57,6 +58,23 @@ impl Default for Sample {
             wall: None,
         }
     }
+}
+
+/// One cycle, for whoever looks on.
+#[derive(Debug)]
+pub struct Moment<'a> {
+    /// What was decided.
+    pub decision: &'a Decision,
+    /// The frame that was new in this cycle.
+    pub frame: Option<&'a Frame>,
+    /// What was perceived in it.
+    pub sightings: Option<&'a Sightings>,
+    /// Why nothing could be perceived in it.
+    pub failure: Option<&'a str>,
+    /// Who is followed.
+    pub tracks: &'a [Track],
+    /// What the latch reported before the cycle.
+    pub latch: Option<LatchReport>,
 }
 
 /// The keeper between its latch and its recorder.

@@ -3,23 +3,25 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pawlatch_core::door::{Decision, Request, VisionHealth};
+use pawlatch_core::door::{Request, VisionHealth};
 use pawlatch_core::frame::{Frame, PictureHealth};
 use pawlatch_core::keeper::Keeper;
 use pawlatch_core::sight::Sightings;
 use pawlatch_core::units::{Score, Uptime};
 use thiserror::Error;
 
-use super::{Appliance, Sample, TICK};
+use super::{Appliance, Moment, Sample, TICK};
 use crate::camera::{CameraError, FrameSource, capture};
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::latch::{LatchPort, LatchThread};
+use crate::panel::Panel;
 use crate::slot::{Receiver, Sender, Taken, slot};
 use crate::{intent, systemd};
 
@@ -32,6 +34,39 @@ const LATCH_ANSWERS: Duration = Duration::from_secs(2);
 
 /// How long the start waits for the journal to be opened; the latch is locked meanwhile.
 const JOURNAL_OPENS: Duration = Duration::from_secs(2);
+
+/// Requests that may wait for the control loop; more are refused, since whoever asks so often is
+/// not a person.
+const MAX_REQUESTS: usize = 8;
+
+/// The end at which somebody asks something of the door; everybody who may ask has a clone.
+#[derive(Debug, Clone)]
+pub struct Asker(SyncSender<Request>);
+
+/// The end at which the control loop is asked.
+#[derive(Debug)]
+pub struct Requests(mpsc::Receiver<Request>);
+
+/// A way to ask the door.
+pub fn requests() -> (Asker, Requests) {
+    let (asker, requests) = mpsc::sync_channel(MAX_REQUESTS);
+    (Asker(asker), Requests(requests))
+}
+
+impl Asker {
+    /// Asks; never waits. Returns whether the door will hear of it: not while too many requests
+    /// wait, nor after the control loop has ended.
+    pub fn ask(&self, request: Request) -> bool {
+        self.0.try_send(request).is_ok()
+    }
+}
+
+impl Requests {
+    /// What was asked first and not taken yet.
+    pub fn take(&self) -> Option<Request> {
+        self.0.try_recv().ok()
+    }
+}
 
 /// The parts of a live appliance.
 pub struct Live<F> {
@@ -47,8 +82,10 @@ pub struct Live<F> {
     pub journal: Journal,
     /// Where the owner's intent is kept; `None`: nowhere.
     pub intent_path: Option<PathBuf>,
-    /// Where requests come from, if anybody can make any.
-    pub requests: Option<Receiver<Request>>,
+    /// What is asked of the door, by whoever may ask: button, page, broker.
+    pub requests: Requests,
+    /// Beam and light.
+    pub panel: Panel,
     /// The zone of the schedules.
     pub time_zone: TimeZone,
     /// The running time; the latch and the journal use the same.
@@ -93,32 +130,45 @@ struct Look {
 }
 
 /// Runs until `stop` is set, the source is over, or something breaks. In every case the latch is
-/// locked and the journal written before this returns. `each` is shown every decision.
+/// locked and the journal written before this returns. `each` is shown every cycle; it must
+/// not wait.
 ///
 /// # Errors
 /// If a thread cannot be started, ends unasked, or the camera fails.
 pub fn run<F>(
     live: Live<F>,
     stop: &AtomicBool,
-    each: impl FnMut(&Decision),
+    each: impl FnMut(&Moment<'_>),
 ) -> Result<Ended, RunError>
 where
     F: FnMut(&Frame) -> Result<Sightings, LookError> + Send + 'static,
 {
-    let Live { latch, keeper, source, look, journal, intent_path, requests, time_zone, clock } =
-        live;
+    let Live {
+        latch,
+        keeper,
+        source,
+        look,
+        journal,
+        intent_path,
+        requests,
+        panel,
+        time_zone,
+        clock,
+    } = live;
     // Opening takes the journal a moment, which is no fault; one that cannot be opened is.
     journal.flush(JOURNAL_OPENS);
     let mut appliance = Appliance::new(keeper, latch, journal);
     let started = Threads::start(source, look, clock);
     let outcome = started.and_then(|threads| {
-        let control = Control { clock, time_zone, intent_path, requests, vision_was: true };
+        let panel = &panel;
+        let control = Control { clock, time_zone, intent_path, requests, panel, vision_was: true };
         control.run(&mut appliance, threads, stop, each)
     });
     let _ = systemd::notify("STOPPING=1");
     let (latch, journal) = appliance.finish(clock.now());
-    // In this order: locking must not wait for the disk.
+    // In this order: locking must not wait for the disk, nor for the light.
     drop(latch);
+    drop(panel);
     drop(journal);
     outcome
 }
@@ -179,21 +229,22 @@ where
 }
 
 /// The control loop's own memory.
-struct Control {
+struct Control<'a> {
     clock: Clock,
     time_zone: TimeZone,
     intent_path: Option<PathBuf>,
-    requests: Option<Receiver<Request>>,
+    requests: Requests,
+    panel: &'a Panel,
     vision_was: bool,
 }
 
-impl Control {
+impl Control<'_> {
     fn run(
         mut self,
         appliance: &mut Appliance<LatchThread, Journal>,
         threads: Threads,
         stop: &AtomicBool,
-        mut each: impl FnMut(&Decision),
+        mut each: impl FnMut(&Moment<'_>),
     ) -> Result<Ended, RunError> {
         let mut due = self.clock.now();
         let mut hold_locked = appliance.keeper().door().hold_locked();
@@ -204,15 +255,30 @@ impl Control {
                 Taken::Nothing => None,
                 Taken::Closed => return threads.why_ended(),
             };
+            let failure =
+                look.as_ref().and_then(|l| l.outcome.as_ref().err()).map(|e| e.to_string());
             let sample = self.sample(look);
+            let (sightings, frame) = (sample.sightings.clone(), sample.frame.clone());
+            let latch = appliance.latch().report();
             let now = self.clock.now();
             let decision = appliance.tick(now, sample);
-            each(&decision);
+            each(&Moment {
+                decision: &decision,
+                frame: frame.as_ref(),
+                sightings: sightings.as_ref(),
+                failure: failure.as_deref(),
+                tracks: appliance.keeper().tracks(),
+                latch,
+            });
+            self.panel.show(&decision.state);
             for event in &decision.events {
                 tracing::info!(at = %event.at, "{event}");
             }
             if !appliance.latch().is_alive() {
                 return Err(RunError::Thread { thread: "latch" });
+            }
+            if !self.panel.is_alive() {
+                return Err(RunError::Thread { thread: "panel" });
             }
             let wish = appliance.keeper().door().hold_locked();
             if wish != hold_locked {
@@ -230,11 +296,8 @@ impl Control {
     }
 
     fn sample(&mut self, look: Option<Look>) -> Sample {
-        let request =
-            self.requests.as_ref().and_then(|requests| match requests.take(Duration::ZERO) {
-                Taken::Value(request) => Some(request),
-                Taken::Nothing | Taken::Closed => None,
-            });
+        // One a cycle, so that each is decided on and recorded by itself.
+        let request = self.requests.take();
         let (mut sightings, mut frame) = (None, None);
         if let Some(look) = look {
             let well = look.outcome.is_ok();
@@ -254,7 +317,7 @@ impl Control {
             sightings,
             frame,
             vision: if self.vision_was { VisionHealth::Ready } else { VisionHealth::Failed },
-            passage: None,
+            passage: self.panel.passage(),
             request,
             wall: Some(Timestamp::now().to_zoned_datetime(self.time_zone.clone())),
         }

@@ -1,15 +1,23 @@
 //! `run` and `lock`: the real door.
 
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
 use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
 
-use pawlatch::appliance::{self, Ended, Live};
+use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
-use pawlatch::{camera, intent, latch};
+use pawlatch::owner::{Link, Owner, access};
+use pawlatch::panel::Panel;
+use pawlatch::releases::{Probation, Releases};
+use pawlatch::{camera, intent, latch, lines};
 
 use super::{Common, Outcome, chain};
 
@@ -19,10 +27,39 @@ const INTENT_FILE: &str = "intent";
 /// `pawlatch run`.
 pub fn run(common: &Common) -> Result<Outcome> {
     let clock = Clock::start();
-    let config = common.config()?;
+    let mut config = common.config()?;
+    let signalled = appliance::stop_on_signals().context("cannot listen to signals")?;
+    let mut owner: Option<Owner> = None;
+    loop {
+        run_once(common, &config, clock, &signalled, &mut owner)?;
+        let anew = owner.as_ref().is_some_and(|owner| owner.house().take_restart());
+        if signalled.load(Ordering::SeqCst) || !anew {
+            return Ok(Outcome::Done);
+        }
+        tracing::info!("starting anew, as the owner wishes");
+        config = common.config()?;
+    }
+}
+
+/// Runs the door until a signal, the end of its source, or the owner's wish for a new start.
+fn run_once(
+    common: &Common,
+    config: &Config,
+    clock: Clock,
+    signalled: &AtomicBool,
+    owner: &mut Option<Owner>,
+) -> Result<()> {
     // First of all: whatever fails after this, the latch is driven to locked.
     let latch = LatchThread::spawn(latch::open(&config.latch)?, config.latch.lease.clone(), clock)
         .context("cannot start the latch thread")?;
+    let owner = match owner {
+        Some(owner) => owner,
+        None => {
+            let (dir, path) = (config.journal.dir.clone(), common.config.clone());
+            owner.insert(Owner::start(config.owner.clone(), dir, path, clock)?)
+        }
+    };
+    let house = Arc::clone(owner.house());
     let in_use = common.in_use_of(&config.models)?;
     for entry in in_use.entries() {
         let m = &entry.manifest;
@@ -30,39 +67,97 @@ pub fn run(common: &Common) -> Result<Outcome> {
             "model in use");
     }
     let mut eye = Eye::new(config.gate.clone(), in_use.vision()?);
+    let pool = config.models.pool().context("cannot start the networks' threads")?;
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
     let intent_path = config.journal.dir.join(INTENT_FILE);
+    let (asker, requests) = appliance::requests();
+    let panel = panel(config, asker.clone(), clock)?;
+    let motion = panel.motion();
+    owner.link(Link {
+        asker,
+        scribe: journal.scribe(),
+        config: Arc::new(config.clone()),
+        models: common.models_of(&config.models)?,
+    });
+    let look_house = Arc::clone(&house);
     let live = Live {
         latch,
-        keeper: appliance::keeper(&config, intent::load(&intent_path), clock.now()),
-        source: camera::open(&config.camera)?,
-        look: move |frame: &Frame| eye.look(frame, &mut |_| {}).map_err(Into::into),
+        keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()),
+        source: camera::open(&config.camera, clock)?,
+        look: move |frame: &Frame| {
+            if motion.is_active() {
+                eye.wake();
+            }
+            let mut began = Instant::now();
+            let mut lap = |stage| {
+                look_house.metrics.lap(stage, began.elapsed());
+                began = Instant::now();
+            };
+            pool.install(|| eye.look(frame, &mut lap)).map_err(Into::into)
+        },
         journal,
         intent_path: Some(intent_path),
-        requests: None,
+        requests,
+        panel,
         time_zone: config.time_zone.clone(),
         clock,
     };
-    let stop = appliance::stop_on_signals().context("cannot listen to signals")?;
-    match appliance::run(live, &stop, |_| {})? {
+    let stop = AtomicBool::new(false);
+    let mut probation = Probation::new(Releases::at(config.update.dir.clone()));
+    let ended = appliance::run(live, &stop, |moment| {
+        owner.tap(moment);
+        probation.see(moment.decision);
+        if signalled.load(Ordering::SeqCst) || house.wants_restart() {
+            stop.store(true, Ordering::SeqCst);
+        }
+    });
+    match ended? {
         Ended::Stopped => tracing::info!("stopped"),
         Ended::SourceEnded => tracing::info!("the recording that served as camera is over"),
     }
+    Ok(())
+}
+
+/// `pawlatch password`: reads the new password from standard input.
+pub fn password(common: &Common) -> Result<Outcome> {
+    let dir = common.config()?.journal.dir;
+    if std::io::stdin().is_terminal() {
+        eprintln!("the new password, at least {} characters:", access::MIN_PASSWORD);
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).context("cannot read the password")?;
+    let hash = access::hashed(line.trim_end_matches(['\n', '\r']))?;
+    access::Access::open(&dir)?.set_password(hash)?;
+    eprintln!("set; a door that runs takes it over within a second");
     Ok(Outcome::Done)
+}
+
+/// The panel, if there is one.
+pub(super) fn panel(config: &Config, asker: Asker, clock: Clock) -> Result<Panel> {
+    if config.panel.lines().is_empty() {
+        return Ok(Panel::none());
+    }
+    let board = lines::board(&config.latch.board)?;
+    Panel::start(board.as_ref(), &config.panel, asker, clock).context("the panel cannot be used")
 }
 
 /// `pawlatch lock`.
 pub fn lock(common: &Common) -> Result<Outcome> {
-    let (config, wrong) = match common.config() {
-        Ok(config) => (config, None),
+    let usual = Config::default();
+    let (settings, within, wrong) = match common.config() {
+        Ok(config) => (config.latch, config.door.relock_within, false),
         Err(error) => {
-            eprintln!("error: {}\nlocking the default latch", chain(&error));
-            (Config::default(), Some(error))
+            eprintln!("error: {}", chain(&error));
+            let latch = Config::load_latch(common.config.as_deref()).unwrap_or_else(|error| {
+                eprintln!("error: {}\nlocking the default latch", chain(&error.into()));
+                usual.latch
+            });
+            (latch, usual.door.relock_within, true)
         }
     };
-    let mut latch = latch::open(&config.latch)?;
-    latch::lock(latch.as_mut(), config.door.relock_within, Clock::start())?;
+    let mut latch = latch::open(&settings)?;
+    latch::lock(latch.as_mut(), within, Clock::start())?;
     eprintln!("locked");
-    wrong.map_or(Ok(Outcome::Done), |_| Ok(Outcome::Misused))
+    Ok(if wrong { Outcome::Misused } else { Outcome::Done })
 }

@@ -19,6 +19,14 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// The owner's file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The file is not TOML.
     #[error("{} is not valid TOML", path.display())]
     Syntax {
@@ -64,22 +72,60 @@ pub(super) struct Layers {
 const ENVIRONMENT: &str = "the environment";
 
 impl Layers {
-    /// Reads the file, if there is one, and the environment (or `variables` in its place).
-    pub(super) fn read(
+    /// Reads the file, if there is one, the owner's file in the journal's directory, if there is
+    /// one, and the environment (or `variables` in its place).
+    pub(super) fn read_all(
         path: Option<&Path>,
         variables: Option<HashMap<String, String>>,
+    ) -> Result<Self, ConfigError> {
+        let without = Self::read(path, None, variables.clone())?;
+        let owner_path = Path::new(&without.keys()?.journal.dir).join(super::OWNER_FILE);
+        match std::fs::read_to_string(&owner_path) {
+            Ok(text) => Self::read(path, Some((&owner_path, &text)), variables),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(without),
+            Err(source) => Err(ConfigError::Read { path: owner_path, source }),
+        }
+    }
+
+    /// Reads the file, if there is one, then `owner`, the owner's file and its text, and the
+    /// environment (or `variables` in its place).
+    pub(super) fn read(
+        path: Option<&Path>,
+        owner: Option<(&Path, &str)>,
+        variables: Option<HashMap<String, String>>,
+    ) -> Result<Self, ConfigError> {
+        Self::read_some(path, owner, variables, |_| true)
+    }
+
+    /// As [`Layers::read`], but these sections only; what else is written there is passed over.
+    pub(super) fn read_only(path: Option<&Path>, sections: &[&str]) -> Result<Self, ConfigError> {
+        Self::read_some(path, None, None, |section| sections.contains(&section))
+    }
+
+    fn read_some(
+        path: Option<&Path>,
+        owner: Option<(&Path, &str)>,
+        variables: Option<HashMap<String, String>>,
+        wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, ConfigError> {
         let known = keys::defaults();
         let mut origins = HashMap::new();
         let mut merged = Merged::builder()
             .add_source(Merged::try_from(&Keys::default()).map_err(ConfigError::Merge)?);
+        let mut files = Vec::new();
         if let Some(path) = path {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            files.push((path, text));
+        }
+        files.extend(owner.map(|(path, text)| (path, text.to_owned())));
+        for (path, text) in files {
             // Parsed here for an error with its place in the text; the merging crate parses again.
-            text.parse::<toml::Table>()
+            let mut table = text
+                .parse::<toml::Table>()
                 .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
-            let file = File::from_str(&text, FileFormat::Toml);
+            table.retain(|section, _| wanted(section));
+            let file = File::from_str(&table.to_string(), FileFormat::Toml);
             let layer = file.collect().map_err(ConfigError::Merge)?;
             Check { origin: &path.display().to_string(), root: &known, origins: &mut origins }
                 .table(&layer, &known, "")?;
@@ -90,13 +136,11 @@ impl Layers {
             .separator("__")
             .try_parsing(true)
             .source(variables);
-        let layer = environment.collect().map_err(ConfigError::Merge)?;
-        Check { origin: ENVIRONMENT, root: &known, origins: &mut origins }.table(
-            &nested(layer),
-            &known,
-            "",
-        )?;
-        let merged = merged.add_source(environment).build().map_err(ConfigError::Merge)?;
+        let mut layer = nested(environment.collect().map_err(ConfigError::Merge)?);
+        layer.retain(|section, _| wanted(section));
+        Check { origin: ENVIRONMENT, root: &known, origins: &mut origins }
+            .table(&layer, &known, "")?;
+        let merged = merged.add_source(Nested(layer)).build().map_err(ConfigError::Merge)?;
         Ok(Self { merged, origins })
     }
 
@@ -155,6 +199,20 @@ fn nested(layer: Map<String, Value>) -> Map<String, Value> {
         }
     }
     sections
+}
+
+/// A layer that is already laid out in sections.
+#[derive(Debug, Clone)]
+struct Nested(Map<String, Value>);
+
+impl config::Source for Nested {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
 }
 
 /// Holds one layer against the known keys.

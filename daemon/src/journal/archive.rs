@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pawlatch_core::event::{Event, Verdict};
+use pawlatch_core::sight::Class;
 use pawlatch_core::units::Uptime;
 use rusqlite::{Connection, OpenFlags, Row};
 
 use super::store::DATABASE;
-use super::{JournalError, files};
+use super::{Audit, JournalError, files};
 
 /// A recorded event.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +46,8 @@ pub struct StoredApproach {
     pub recording: Option<PathBuf>,
     /// The pictures that are still there, oldest first.
     pub pictures: Vec<StoredPicture>,
+    /// What the owner says it was.
+    pub label: Option<Class>,
 }
 
 /// A picture of an approach.
@@ -56,6 +59,15 @@ pub struct StoredPicture {
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
+}
+
+/// A line of the audit trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAudit {
+    /// The wall clock's reading, RFC 3339 in UTC.
+    pub wall: String,
+    /// Who did what, and what came of it.
+    pub audit: Audit,
 }
 
 /// A place where entries are missing.
@@ -134,12 +146,54 @@ impl Archive {
         Ok(found)
     }
 
+    /// The newest `limit` approaches that began before approach `before` (from the newest if
+    /// `None`), newest first.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn approaches_before(
+        &self,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<StoredApproach>, JournalError> {
+        let sql = format!("SELECT id FROM approaches WHERE id < ?1 ORDER BY id DESC LIMIT {limit}");
+        let ids: Vec<i64> = self.rows(&sql, before.unwrap_or(i64::MAX), |row| row.get(0))?;
+        let mut found = Vec::new();
+        for id in ids {
+            found.extend(self.approach(id)?);
+        }
+        Ok(found)
+    }
+
+    /// Number of the newest run of the program.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn newest_run(&self) -> Result<Option<i64>, JournalError> {
+        let runs: Vec<Option<i64>> =
+            self.rows("SELECT max(id) FROM runs WHERE id > ?1", 0, |row| row.get(0))?;
+        Ok(runs.into_iter().next().flatten())
+    }
+
+    /// The newest `limit` lines of the audit trail, newest first.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn audit(&self, limit: usize) -> Result<Vec<StoredAudit>, JournalError> {
+        let sql = "SELECT wall, who, what, outcome FROM audit ORDER BY id DESC LIMIT ?1";
+        self.rows(sql, i64::try_from(limit).unwrap_or(i64::MAX), |row| {
+            let audit = Audit { who: row.get(1)?, what: row.get(2)?, outcome: row.get(3)? };
+            Ok(StoredAudit { wall: row.get(0)?, audit })
+        })
+    }
+
     /// One approach with its files; `None` if there is no such approach.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn approach(&self, id: i64) -> Result<Option<StoredApproach>, JournalError> {
-        let sql = "SELECT run, began, began_ms, ended_ms, verdict FROM approaches WHERE id = ?1";
+        let sql = "SELECT run, began, began_ms, ended_ms, verdict, \
+                   (SELECT class FROM labels WHERE approach = id) FROM approaches WHERE id = ?1";
         let found = self.rows(sql, id, |row| {
             let verdict: Option<String> = row.get(4)?;
             Ok(StoredApproach {
@@ -151,6 +205,9 @@ impl Archive {
                 verdict: verdict.and_then(|v| serde_json::from_value(v.into()).ok()),
                 recording: None,
                 pictures: Vec::new(),
+                label: row
+                    .get::<_, Option<String>>(5)?
+                    .and_then(|class| serde_json::from_value(class.into()).ok()),
             })
         })?;
         let Some(mut approach) = found.into_iter().next() else { return Ok(None) };

@@ -37,18 +37,27 @@ impl Files {
         let dir = journal_dir.join(DIR);
         let failed = |action, source| JournalError::File { action, path: dir.clone(), source };
         fs::create_dir_all(&dir).map_err(|e| failed("make the directory", e))?;
+        let files = Self { dir, budget };
+        files.sweep(connection)?;
+        Ok(files)
+    }
+
+    /// Removes files without a row in the database.
+    pub(super) fn sweep(&self, connection: &Connection) -> Result<(), JournalError> {
+        let dir = &self.dir;
+        let failed = |action, source| JournalError::File { action, path: dir.clone(), source };
         let known: HashSet<String> = connection
             .prepare("SELECT name FROM files")
             .and_then(|mut names| names.query_map([], |row| row.get(0))?.collect())
-            .map_err(|source| JournalError::Database { path: journal_dir.to_owned(), source })?;
-        for entry in fs::read_dir(&dir).map_err(|e| failed("list", e))? {
+            .map_err(|source| JournalError::Database { path: dir.clone(), source })?;
+        for entry in fs::read_dir(dir).map_err(|e| failed("list", e))? {
             let entry = entry.map_err(|e| failed("list", e))?;
             if !known.contains(entry.file_name().to_string_lossy().as_ref()) {
                 tracing::debug!(file = %entry.path().display(), "left over by a crash; removed");
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Self { dir, budget })
+        Ok(())
     }
 
     /// Writes `bytes` to `name`, whole or not at all, and onto the disk.

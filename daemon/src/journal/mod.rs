@@ -7,6 +7,7 @@
 
 mod archive;
 mod files;
+mod note;
 mod recording;
 mod store;
 mod writer;
@@ -20,10 +21,11 @@ use pawlatch_core::frame::Frame;
 use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
-pub use archive::{Archive, Gap, StoredApproach, StoredEvent, StoredPicture};
+pub use archive::{Archive, Gap, StoredApproach, StoredAudit, StoredEvent, StoredPicture};
+pub use note::{Audit, Note};
 pub use recording::{MAX_STEPS, Recording, RecordingError, Replayed, Step};
 pub use store::Store;
-pub use writer::{Journal, QUEUE};
+pub use writer::{Journal, QUEUE, Scribe};
 
 /// Where and how much is recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub enum Entry {
         /// JSON lines, as [`Recording`] makes them.
         text: String,
     },
+    /// What the owner did, or wants recorded.
+    Note(Note),
 }
 
 /// An entry with the wall clock's reading when it was recorded.

@@ -10,7 +10,7 @@ use pawlatch_core::event::{self, What};
 use rusqlite::{Connection, Transaction, params};
 
 use super::files::{self, Files};
-use super::{Entry, JournalError, JournalSettings, Stamped};
+use super::{Audit, Entry, JournalError, JournalSettings, Note, Stamped};
 
 /// Name of the database in the journal's directory.
 pub(super) const DATABASE: &str = "journal.db";
@@ -19,9 +19,12 @@ pub(super) const DATABASE: &str = "journal.db";
 const MAX_EVENTS: i64 = 200_000;
 /// After how many batches old events are cleaned away.
 const CLEAN_EVERY: u32 = 256;
+/// Lines of the audit trail kept; the oldest beyond go with the next cleaning.
+const MAX_AUDIT: i64 = 20_000;
 
 /// The schema, one script per version. A published script is never changed, only followed.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY,
         began TEXT NOT NULL             -- RFC 3339, UTC
@@ -58,7 +61,22 @@ const MIGRATIONS: &[&str] = &["
         lost INTEGER NOT NULL,          -- entries; 0 if not known
         reason TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY,
+        wall TEXT NOT NULL,             -- RFC 3339, UTC
+        who TEXT NOT NULL,
+        what TEXT NOT NULL,
+        outcome TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE labels (
+        approach INTEGER PRIMARY KEY REFERENCES approaches (id),
+        wall TEXT NOT NULL,
+        class TEXT NOT NULL             -- what the owner says it was
+    ) STRICT;
+",
+];
 
 /// The journal, open for writing.
 #[derive(Debug)]
@@ -152,14 +170,35 @@ impl Store {
                     [MAX_EVENTS],
                 )
                 .map_err(failed)?;
+            transaction
+                .execute(
+                    "DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1",
+                    [MAX_AUDIT],
+                )
+                .map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
         self.approach = approach;
+        if batch.iter().any(|stamped| matches!(stamped.entry, Entry::Note(Note::Wipe))) {
+            self.erase();
+        }
         // The batch is acknowledged whatever becomes of older files; the next one tries again.
         if let Err(error) = self.files.evict(&mut self.connection, &self.path) {
             tracing::warn!(%error, "old files cannot be evicted");
         }
         Ok(())
+    }
+
+    /// Takes what was wiped from the disk too. The rows are gone already; should this fail, the
+    /// next start removes the files.
+    fn erase(&mut self) {
+        let erased = self.connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)");
+        if let Err(error) = erased {
+            tracing::warn!(%error, "what was wiped may still be in free pages of the database");
+        }
+        if let Err(error) = self.files.sweep(&self.connection) {
+            tracing::warn!(%error, "wiped files cannot be removed");
+        }
     }
 
     /// Writes down that entries are missing.
@@ -221,7 +260,33 @@ impl Write<'_> {
                 self.file(approach, "recording", at, "jsonl", text.as_bytes())?;
                 Ok(None)
             }
+            Entry::Note(note) => self.note(note, approach),
         }
+    }
+
+    fn note(&self, note: &Note, approach: Option<i64>) -> Result<Option<i64>, JournalError> {
+        match note {
+            Note::Audit(Audit { who, what, outcome }) => self.execute(
+                "INSERT INTO audit (wall, who, what, outcome) VALUES (?1, ?2, ?3, ?4)",
+                params![self.wall, who, what, outcome],
+            )?,
+            // The approach may have been wiped since the owner looked at it.
+            Note::Label { approach: of, class: Some(class) } => self.execute(
+                "INSERT OR REPLACE INTO labels (approach, wall, class)
+                 SELECT id, ?2, ?3 FROM approaches WHERE id = ?1",
+                params![of, self.wall, class.name()],
+            )?,
+            Note::Label { approach: of, class: None } => {
+                self.execute("DELETE FROM labels WHERE approach = ?1", params![of])?;
+            }
+            Note::Wipe => {
+                for table in ["labels", "files", "events", "approaches", "gaps"] {
+                    self.execute(&format!("DELETE FROM {table}"), [])?;
+                }
+                return Ok(None);
+            }
+        }
+        Ok(approach)
     }
 
     fn begin(&self, at_ms: u64) -> Result<i64, JournalError> {
@@ -296,8 +361,19 @@ fn migrate(
     Ok(())
 }
 
-/// Moves a damaged database and its files out of the way; returns where the database is now.
+/// Moves a damaged database and its files out of the way; returns where the database is now. One
+/// set is kept: what was set aside before goes, so that a failing disk does not fill up.
 fn set_aside(dir: &Path) -> Result<PathBuf, JournalError> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("damaged-") {
+            let path = entry.path();
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(%error, path = %path.display(), "an old damaged journal stays");
+            }
+        }
+    }
     let stamp = Timestamp::now().as_millisecond();
     let move_away = |name: &str, new: &str| {
         let (from, to) = (dir.join(name), dir.join(new));

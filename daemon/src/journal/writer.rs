@@ -1,21 +1,23 @@
 //! The journal's thread: takes entries from a bounded queue and writes them in batches.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pawlatch_core::door::JournalHealth;
 
-use super::{Entry, JournalSettings, Recorder, Stamped, Store};
+use super::{Entry, JournalSettings, Note, Recorder, Stamped, Store};
 use crate::clock::Clock;
 
 /// Entries that may wait to be written.
 pub const QUEUE: usize = 1_024;
 /// Pictures that may wait to be written: they are large.
 const PICTURES: usize = 16;
+/// Notes that may wait to be written.
+const NOTES: usize = 64;
 /// Entries written in one transaction.
 const BATCH: usize = 64;
 /// How long to wait after a failed write before the next attempt.
@@ -33,8 +35,11 @@ struct Shared {
     acknowledged: AtomicU64,
     lost: AtomicU64,
     pictures: AtomicUsize,
+    notes: AtomicUsize,
 }
 
+/// What the thread is told.
+#[derive(Debug)]
 enum Message {
     Entry(Stamped),
     /// Answer when everything before this is on the disk.
@@ -44,7 +49,7 @@ enum Message {
 /// The journal, written by a thread of its own. Dropped, it writes what waits, then ends.
 #[derive(Debug)]
 pub struct Journal {
-    queue: Option<SyncSender<Message>>,
+    queue: Option<Arc<SyncSender<Message>>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -63,6 +68,7 @@ impl Journal {
             acknowledged: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             pictures: AtomicUsize::new(0),
+            notes: AtomicUsize::new(0),
         });
         let mut writer = Writer {
             settings,
@@ -74,7 +80,7 @@ impl Journal {
         let thread = thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run(&messages))?;
-        Ok(Self { queue: Some(queue), shared, thread: Some(thread) })
+        Ok(Self { queue: Some(Arc::new(queue)), shared, thread: Some(thread) })
     }
 
     /// Entries that would survive the loss of power, counted since the start, in the order they
@@ -83,12 +89,44 @@ impl Journal {
         self.shared.acknowledged.load(Ordering::SeqCst)
     }
 
+    /// A way to record what the owner's surfaces have to say.
+    pub fn scribe(&self) -> Scribe {
+        let queue = self.queue.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        Scribe { queue, shared: Arc::clone(&self.shared) }
+    }
+
     /// Waits until everything recorded before is on the disk; whether that came about within
     /// `patience`.
     pub fn flush(&self, patience: Duration) -> bool {
         let (answer, answered) = sync_channel(1);
         let asked = self.queue.as_ref().map(|queue| queue.try_send(Message::Flush(answer)));
         matches!(asked, Some(Ok(()))) && answered.recv_timeout(patience).is_ok()
+    }
+}
+
+/// Hands notes to the journal. Clones share its queue; they do not keep the journal open.
+#[derive(Debug, Clone)]
+pub struct Scribe {
+    queue: Weak<SyncSender<Message>>,
+    shared: Arc<Shared>,
+}
+
+impl Scribe {
+    /// Takes `note` over; never waits. Returns whether it will be recorded: not when the journal
+    /// is closed or too many notes wait already, so that they never crowd out the door's entries.
+    pub fn record(&self, note: Note) -> bool {
+        let Some(queue) = self.queue.upgrade() else { return false };
+        let waiting = &self.shared.notes;
+        if waiting.fetch_add(1, Ordering::SeqCst) >= NOTES {
+            waiting.fetch_sub(1, Ordering::SeqCst);
+            return false;
+        }
+        let entry = Entry::Note(note);
+        let sent = queue.try_send(Message::Entry(Stamped { entry, wall: Timestamp::now() }));
+        if sent.is_err() {
+            waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        sent.is_ok()
     }
 }
 
@@ -245,6 +283,8 @@ impl Writer {
         store.append(&self.pending)?;
         let pictures = self.pending.iter().filter(|s| matches!(s.entry, Entry::Picture(_))).count();
         self.shared.pictures.fetch_sub(pictures, Ordering::SeqCst);
+        let notes = self.pending.iter().filter(|s| matches!(s.entry, Entry::Note(_))).count();
+        self.shared.notes.fetch_sub(notes, Ordering::SeqCst);
         self.shared.acknowledged.fetch_add(self.pending.len() as u64, Ordering::SeqCst);
         self.pending.clear();
         Ok(())

@@ -26,6 +26,7 @@ use thiserror::Error;
 use crate::models::{InUse, ModelsError, read_limited};
 use crate::overlay;
 use crate::replay::{Moment, Summary, Tally, value};
+pub use page::proof_row;
 
 /// Longest side of the pictures in the report, pixels.
 const SIDE: u32 = 480;
@@ -94,10 +95,13 @@ struct Shot {
 
 /// A box with its label.
 #[derive(Debug, Clone)]
-struct Boxed {
-    rect: Rect,
-    class: Class,
-    label: String,
+pub struct Boxed {
+    /// Where.
+    pub rect: Rect,
+    /// What, in whose colour.
+    pub class: Class,
+    /// What is written on it.
+    pub label: String,
 }
 
 /// The heat of a class as a transparent PNG over the decisive picture.
@@ -223,7 +227,7 @@ impl Chapter {
             Some(d) => refused(d).unwrap_or(Class::Dog),
             None => Class::Dog,
         };
-        let (width, height) = fitted(frame.width() / 2, frame.height() / 2);
+        let (width, height) = fitted(frame.width() / 2, frame.height() / 2, SIDE);
         if let Some(alpha) = overlay::enlarged(&heat, class, width, height) {
             let picture = image::RgbaImage::from_fn(width, height, |x, y| {
                 let heat = alpha.get_pixel(x, y).0[0].clamp(0.0, 1.0);
@@ -235,6 +239,11 @@ impl Chapter {
             self.heat = Some(HeatPicture { class, png, region: heat.region });
         }
         Ok(())
+    }
+
+    /// The evidence over time as a drawing (SVG).
+    pub fn curve(&self) -> maud::Markup {
+        curve::curve(self)
     }
 
     /// What came of it.
@@ -374,8 +383,8 @@ fn shot(
     })
 }
 
-/// What is written on the boxes: the classifier's word where there is one.
-fn boxes(sightings: &Sightings) -> Vec<Boxed> {
+/// The boxes around what was seen, with the classifier's word where there is one.
+pub fn boxes(sightings: &Sightings) -> Vec<Boxed> {
     let boxed = |sighting: &Sighting| {
         let found = &sighting.detection;
         let (class, score) = match &sighting.classification {
@@ -390,13 +399,21 @@ fn boxes(sightings: &Sightings) -> Vec<Boxed> {
 
 /// The frame as a JPEG of at most [`SIDE`] pixels, and its size.
 fn encode(frame: &Frame) -> Result<(Vec<u8>, u32, u32), ReportError> {
-    let (width, height) = fitted(frame.width(), frame.height());
     let whole = RgbImage::from_raw(frame.width(), frame.height(), frame.pixels().to_vec())
         .unwrap_or_else(|| RgbImage::new(frame.width(), frame.height()));
-    let small = if (width, height) == whole.dimensions() {
-        whole
+    Ok(jpeg(whole, SIDE)?)
+}
+
+/// The picture as a JPEG whose longest side is at most `side` pixels, and its size.
+///
+/// # Errors
+/// If it cannot be encoded.
+pub fn jpeg(picture: RgbImage, side: u32) -> Result<(Vec<u8>, u32, u32), image::ImageError> {
+    let (width, height) = fitted(picture.width(), picture.height(), side);
+    let small = if (width, height) == picture.dimensions() {
+        picture
     } else {
-        imageops::resize(&whole, width, height, imageops::FilterType::Triangle)
+        imageops::resize(&picture, width, height, imageops::FilterType::Triangle)
     };
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, QUALITY).write_image(
@@ -408,13 +425,13 @@ fn encode(frame: &Frame) -> Result<(Vec<u8>, u32, u32), ReportError> {
     Ok((jpeg, width, height))
 }
 
-/// The size of a picture of `width` by `height` scaled down to [`SIDE`], if it is larger.
-fn fitted(width: u32, height: u32) -> (u32, u32) {
+/// The size of a picture of `width` by `height` scaled down to `side`, if it is larger.
+fn fitted(width: u32, height: u32, side: u32) -> (u32, u32) {
     let longest = width.max(height).max(1);
-    if longest <= SIDE {
+    if longest <= side {
         return (width.max(1), height.max(1));
     }
-    let scaled = |side: u32| (u64::from(side) * u64::from(SIDE) / u64::from(longest)).max(1) as u32;
+    let scaled = |of: u32| (u64::from(of) * u64::from(side) / u64::from(longest)).max(1) as u32;
     (scaled(width), scaled(height))
 }
 
@@ -424,9 +441,9 @@ mod tests {
 
     #[test]
     fn pictures_fit_and_keep_their_proportions() {
-        assert_eq!(fitted(640, 480), (480, 360));
-        assert_eq!(fitted(100, 50), (100, 50));
-        assert_eq!(fitted(16_384, 1), (480, 1));
-        assert_eq!(fitted(0, 0), (1, 1));
+        assert_eq!(fitted(640, 480, SIDE), (480, 360));
+        assert_eq!(fitted(100, 50, SIDE), (100, 50));
+        assert_eq!(fitted(16_384, 1, SIDE), (480, 1));
+        assert_eq!(fitted(0, 0, SIDE), (1, 1));
     }
 }

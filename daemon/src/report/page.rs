@@ -129,7 +129,8 @@ fn decisive(chapter: &Chapter) -> Markup {
     }
 }
 
-fn proof_row(proof: &Proof) -> Markup {
+/// A proof as a row of a table: name, value, limit, whether it holds.
+pub fn proof_row(proof: &Proof) -> Markup {
     let (name, relation, unit) = described(proof.proof);
     let number = |value: Option<f32>| {
         value.map_or(String::new(), |v| match unit {
