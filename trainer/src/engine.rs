@@ -83,22 +83,28 @@ impl Values {
 impl Model {
     /// Puts `net` on `device` to be run only.
     pub fn new(net: Net, device: &Device) -> Self {
-        Self::load(net, device.clone(), false)
+        Self::load(net, device.clone(), false, &|_| false)
     }
 
     /// Puts `net` on `device` so that gradients of every parameter can be had, dropout active.
     pub fn trainable(net: Net, device: &Device) -> Self {
-        Self::load(net, device.clone().autodiff(), true)
+        Self::trainable_where(net, device, &|_| true)
     }
 
-    fn load(net: Net, device: Device, training: bool) -> Self {
+    /// As [`Model::trainable`], but gradients reach only the parameters that `train` names; what
+    /// lies before all of them is not even recorded.
+    pub fn trainable_where(net: Net, device: &Device, train: &dyn Fn(&str) -> bool) -> Self {
+        Self::load(net, device.clone().autodiff(), true, train)
+    }
+
+    fn load(net: Net, device: Device, training: bool, train: &dyn Fn(&str) -> bool) -> Self {
         let params = net
             .params
             .iter()
             .map(|(name, p)| {
                 let flat = TensorData::new(p.data.clone(), [p.data.len()]);
                 let tensor = Tensor::<1>::from_data(flat, &device);
-                (name.clone(), if training { tensor.require_grad() } else { tensor })
+                (name.clone(), if train(name) { tensor.require_grad() } else { tensor })
             })
             .collect();
         Self { net, device, params, training }
@@ -208,6 +214,11 @@ impl Step<'_> {
     fn output(&self, rng: Option<&mut StdRng>) -> Result<Tensor<4>> {
         let x = || self.value(0);
         Ok(match &self.node.op {
+            Op::Conv { stride: [1, 1], pads: [0, 0, 0, 0], groups: 1, .. }
+                if self.is_pointwise() =>
+            {
+                self.pointwise(x()?)?
+            }
             Op::Conv { stride, pads, dilation, groups } => {
                 let (x, weight) = (x()?, self.weight()?);
                 let [_, channels, h, w] = x.dims();
@@ -319,6 +330,24 @@ impl Step<'_> {
 
     fn bias(&self) -> Option<Tensor<1>> {
         self.node.inputs.get(2).and_then(|n| self.model.params.get(n)).cloned()
+    }
+
+    fn is_pointwise(&self) -> bool {
+        self.node.inputs.get(1).is_some_and(|w| self.shapes[w][2..] == [1, 1])
+    }
+
+    /// A convolution of one pixel as a product of matrices: burn's own takes the way through
+    /// transposed convolutions to its gradients.
+    fn pointwise(&self, x: Tensor<4>) -> Result<Tensor<4>> {
+        let [n, c, h, w] = x.dims();
+        let weight = self.weight()?;
+        let out = weight.dims()[0];
+        let y = weight.reshape([1, out, c]).matmul(x.reshape([n, c, h * w]));
+        let y = match self.bias() {
+            Some(bias) => y + bias.reshape([1, out, 1]),
+            None => y,
+        };
+        Ok(y.reshape([n, out, h, w]))
     }
 
     fn gemm(&self, x: Tensor<4>) -> Result<Tensor<4>> {

@@ -37,6 +37,13 @@ pub struct Card<'a> {
     pub commit: Option<String>,
 }
 
+impl Card<'_> {
+    /// Of a model that is only measured, never written.
+    pub fn nameless() -> Self {
+        Self { name: "unnamed".into(), version: "0", licence: "none", source: "none", commit: None }
+    }
+}
+
 /// Writes `model.onnx` and `model.toml` into `dir`, the ONNX first, each in one step.
 ///
 /// # Errors
@@ -59,8 +66,12 @@ pub fn classifier(
     write_whole(&dir.join("model.toml"), manifest.to_toml()?.as_bytes())
 }
 
-/// Compares the file in tract with the rounded network in burn on a patterned input.
-fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()> {
+/// Compares the first output of the file in tract with that of the rounded network in burn on a
+/// patterned input.
+///
+/// # Errors
+/// If they differ by more than [`TOLERANCE`].
+pub fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()> {
     let rounded = Net::decode(onnx)?;
     let shape = rounded.shape_at(side);
     let input: Vec<f32> = (0..shape.iter().product())

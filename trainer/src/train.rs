@@ -67,6 +67,11 @@ pub trait Objective {
     /// # Errors
     /// If an example cannot be read or does not fit the network.
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>>;
+    /// Factor of the learning rate for a parameter: less than 1 for what is already good, 0 for
+    /// what is to stay.
+    fn pace(&self, _param: &str) -> f32 {
+        1.0
+    }
     /// Validation loss, by which the best epoch is chosen, and a score from 0 to 1 for people.
     ///
     /// # Errors
@@ -223,6 +228,7 @@ impl<'a> Training<'a> {
         let (moments, start) = (&mut state.moments, &state.start);
         state.model.update(&sums, |name, shape, old, grad| {
             let grad = grad * scale;
+            let rate = rate * self.objective.pace(name);
             let decay = if shape.len() > 1 { rate * r.decay } else { 0.0 };
             let [m, v] =
                 moments.remove(name).unwrap_or_else(|| [grad.zeros_like(), grad.zeros_like()]);
@@ -273,6 +279,10 @@ impl<'a> Training<'a> {
         Ok(net)
     }
 
+    fn load(&self, net: Net, device: &Device) -> Model {
+        Model::trainable_where(net, device, &|name| self.objective.pace(name) > 0.0)
+    }
+
     fn checkpoint(&self) -> PathBuf {
         self.dir.join("checkpoint.safetensors")
     }
@@ -308,7 +318,7 @@ impl<'a> Training<'a> {
 
     fn resume(&self, net: &Net, device: &Device) -> Result<State> {
         let mut state = State {
-            model: Model::trainable(net.clone(), device),
+            model: self.load(net.clone(), device),
             start: BTreeMap::new(),
             moments: BTreeMap::new(),
             mean: BTreeMap::new(),
@@ -356,7 +366,7 @@ impl<'a> Training<'a> {
                 state.mean.insert(name.clone(), tensor(mean.data.clone()));
             }
         }
-        state.model = Model::trainable(fill("param")?, device);
+        state.model = self.load(fill("param")?, device);
         state.best = best_at
             .map(|(loss, epoch)| Ok::<_, anyhow::Error>((loss, epoch, fill("best")?)))
             .transpose()?;
