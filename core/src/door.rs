@@ -412,8 +412,8 @@ pub struct Door {
     state: State,
     /// Whether the owner wants the door locked until released; outlives every other state.
     hold_locked: bool,
-    /// Since when the approach lasts, and how it has gone so far.
-    approach: Option<(Uptime, Verdict)>,
+    /// How the approach that is under way has gone so far.
+    approach: Option<Verdict>,
     /// When something was last there.
     last_busy: Uptime,
     /// When a cat was last believed to be in view.

@@ -38,6 +38,12 @@ impl Eye {
         &mut self.vision
     }
 
+    /// Something else, such as a motion sensor, noticed somebody: the networks look at the next
+    /// frame even if the gate sees no motion in it.
+    pub const fn wake(&mut self) {
+        self.followed = true;
+    }
+
     /// What is seen in `frame`. A picture that cannot be trusted is not looked at. `lap` is
     /// called as each stage ends, so that whoever owns a clock can time it.
     ///

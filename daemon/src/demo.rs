@@ -141,6 +141,11 @@ pub fn visits() -> Vec<Visit> {
 }
 
 impl Visit {
+    /// Whether the dog comes alone, so that the door should open.
+    pub fn is_of_the_dog(&self) -> bool {
+        self.actors.iter().all(|actor| actor.animal == Animal::Dog)
+    }
+
     /// Whether the passage beam is broken at `now`: when somebody wants through and the latch,
     /// as last reported, is drawn.
     pub fn passage(&self, now: Uptime, latch: Option<LatchReport>) -> Option<bool> {
@@ -182,13 +187,14 @@ impl Yard {
     }
 
     fn frame(&self, visit: &Visit, ms: u64, at: Uptime) -> Result<Frame, CameraError> {
-        let picture = self.paint(visit, ms);
+        let picture = self.scene(visit, ms);
         let (width, height) = picture.dimensions();
         Frame::from_rgb(picture.into_raw(), width, height, at)
             .map_err(|source| CameraError::Picture { path: "yard.jpg".into(), source })
     }
 
-    fn paint(&self, visit: &Visit, ms: u64) -> RgbImage {
+    /// What the camera sees `ms` milliseconds into `visit`.
+    pub fn scene(&self, visit: &Visit, ms: u64) -> RgbImage {
         let mut picture = self.ground.clone();
         let mut there: Vec<(&Actor, Stand)> =
             visit.actors.iter().filter_map(|a| Some((a, at(&a.way, ms)?))).collect();

@@ -2,16 +2,22 @@
 //! line shows of it.
 
 pub mod appliance;
+pub mod bundle;
 pub mod camera;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod download;
+pub mod exam;
 pub mod intent;
 pub mod journal;
 pub mod latch;
+pub mod lines;
 pub mod models;
 pub mod overlay;
 pub mod owner;
+pub mod panel;
+pub mod releases;
 pub mod replay;
 pub mod report;
 pub mod slot;

@@ -4,10 +4,14 @@
 //! models/
 //!   active.toml              classifier = "efficientnet_lite0"
 //!   efficientnet_lite0/      model.toml, efficientnet_lite0.onnx
+//!   yard@1.2.0/              added by `pawlatch model add`: NAME@VERSION
 //! ```
 //!
-//! Without an `active.toml` the only classifier and the only detector are in use; more than one
+//! A model is called by the name of its directory, or by that of its manifest where only one has
+//! it. Without an `active.toml` the only classifier and the only detector are in use; more than one
 //! of a kind is an error, never a guess.
+
+mod add;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,6 +26,8 @@ use pawlatch_core::vision::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use add::{AddError, Added, FETCHABLE, Fetchable, Permit, Step};
+
 /// Name of the file that says which models are in use.
 pub const ACTIVE_FILE: &str = "active.toml";
 /// Name of a model's manifest in its directory.
@@ -33,7 +39,7 @@ pub const MAX_ONNX_BYTES: u64 = 1 << 30;
 /// Largest manifest that is read, bytes.
 const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// Where a package puts its models.
-const INSTALLED_DIR: &str = "/usr/share/pawlatch/models";
+pub const INSTALLED_DIR: &str = "/usr/share/pawlatch/models";
 /// How many directories above the program are searched for `models`.
 const ANCESTORS: usize = 4;
 
@@ -199,6 +205,12 @@ impl Entry {
         Ok(Self { dir: dir.to_owned(), manifest })
     }
 
+    /// What it is called in `active.toml`: the name of its directory.
+    pub fn id(&self) -> String {
+        let name = self.dir.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Reads the ONNX, verifies its SHA-256 and prepares the network.
     ///
     /// # Errors
@@ -283,13 +295,27 @@ impl fmt::Display for InUse {
     }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// `active.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Active {
     #[serde(skip_serializing_if = "Option::is_none")]
     classifier: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detector: Option<String>,
+    /// What was in use before, for the way back. It has no `previous` of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: Option<Box<Self>>,
+}
+
+impl Active {
+    fn of(in_use: &InUse) -> Self {
+        Self {
+            classifier: in_use.classifier.as_ref().map(Entry::id),
+            detector: in_use.detector.as_ref().map(Entry::id),
+            previous: None,
+        }
+    }
 }
 
 /// A directory of models.
@@ -368,11 +394,16 @@ impl ModelsDir {
     /// # Errors
     /// If there is none, or its manifest is wrong.
     pub fn entry(&self, name: &str) -> Result<Entry, ModelsError> {
-        let mut known = Vec::new();
+        let (mut known, mut called) = (Vec::new(), Vec::new());
         for entry in self.entries()? {
             match entry {
-                Ok(entry) if entry.manifest.name == name => return Ok(entry),
-                Ok(entry) => known.push(entry.manifest.name),
+                Ok(entry) if entry.id() == name => return Ok(entry),
+                Ok(entry) => {
+                    known.push(entry.id());
+                    if entry.manifest.name == name {
+                        called.push(entry);
+                    }
+                }
                 // The directory of a broken manifest is the best guess at its name.
                 Err(e @ ModelsError::Manifest { .. }) => {
                     let ModelsError::Manifest { path, .. } = &e else { continue };
@@ -382,6 +413,10 @@ impl ModelsDir {
                 }
                 Err(_) => {}
             }
+        }
+        if let Some(first) = called.first() {
+            let task = first.manifest.task;
+            return self.only(called, task)?.ok_or(ModelsError::Missing { wanted: task });
         }
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         Err(ModelsError::Unknown { name: name.to_owned(), root: self.root.clone(), known })
@@ -436,35 +471,48 @@ impl ModelsDir {
     pub fn put_in_use(&self, name: &str, alone: bool) -> Result<Entry, ModelsError> {
         let entry = self.entry(name)?;
         entry.verify()?;
-        let mut active = match self.active() {
-            _ if alone => Active::default(),
-            Ok(Some(active)) => active,
-            // Nothing was said so far: what was in use without saying stays so.
-            Ok(None) => self.the_only_ones().map_or_else(
-                |_| Active::default(),
-                |only| Active {
-                    classifier: only.classifier.map(|e| e.manifest.name),
-                    detector: only.detector.map(|e| e.manifest.name),
-                },
-            ),
-            Err(e) => return Err(e),
+        let before = match self.active() {
+            Err(_) if alone => None,
+            active => active?,
+        };
+        self.choose(&entry, before, alone)?;
+        Ok(entry)
+    }
+
+    /// Writes `active.toml` so that `entry` is used for what it does, and remembers what was in
+    /// use `before`.
+    fn choose(
+        &self,
+        entry: &Entry,
+        before: Option<Active>,
+        alone: bool,
+    ) -> Result<(), ModelsError> {
+        // Nothing was said so far: what was in use without saying stays so.
+        let before = before.or_else(|| self.the_only_ones().ok().as_ref().map(Active::of));
+        let mut active = match &before {
+            Some(before) if !alone => before.clone(),
+            _ => Active::default(),
         };
         match entry.manifest.task {
-            Task::Classifier => active.classifier = Some(name.to_owned()),
-            Task::Detector => active.detector = Some(name.to_owned()),
+            Task::Classifier => active.classifier = Some(entry.id()),
+            Task::Detector => active.detector = Some(entry.id()),
         }
-        let path = self.root.join(ACTIVE_FILE);
-        let quoted = |key: &str, name: &Option<String>| {
-            name.as_ref().map_or(String::new(), |name| format!("{key} = \"{name}\"\n"))
+        let names = |a: &Active| (a.classifier.clone(), a.detector.clone());
+        // Choosing the same again must not forget the way back.
+        active.previous = match before {
+            Some(before) if names(&before) == names(&active) => before.previous,
+            Some(before) => Some(Box::new(Active { previous: None, ..before })),
+            None => None,
         };
-        let text = format!(
-            "# The models in use; `pawlatch model use NAME` writes this file.\n{}{}",
-            quoted("classifier", &active.classifier),
-            quoted("detector", &active.detector)
-        );
-        replace_file(&path, text.as_bytes())
-            .map_err(|source| ModelsError::Write { path, source })?;
-        Ok(entry)
+        self.write_active(&active)
+    }
+
+    fn write_active(&self, active: &Active) -> Result<(), ModelsError> {
+        let path = self.root.join(ACTIVE_FILE);
+        // Names and a table of names: this cannot fail.
+        let keys = toml::to_string(active).unwrap_or_default();
+        let text = format!("# The models in use; `pawlatch model use NAME` writes this.\n{keys}");
+        replace_file(&path, text.as_bytes()).map_err(|source| ModelsError::Write { path, source })
     }
 
     fn active(&self) -> Result<Option<Active>, ModelsError> {
@@ -503,7 +551,7 @@ impl ModelsDir {
 
     fn only(&self, mut all: Vec<Entry>, task: Task) -> Result<Option<Entry>, ModelsError> {
         if all.len() > 1 {
-            let names: Vec<String> = all.into_iter().map(|e| e.manifest.name).collect();
+            let names: Vec<String> = all.iter().map(Entry::id).collect();
             let (names, root) = (names.join(", "), self.root.clone());
             return Err(ModelsError::Ambiguous { task, names, root });
         }

@@ -111,13 +111,48 @@ pub fn ap50(pictures: &[Detected], class: Class) -> Option<f64> {
     Some(area)
 }
 
+/// The rate of letting in what is no dog at which subsets are compared.
+const SUBSET_FAR: f64 = 0.005;
+
+/// Counts of one subset at one threshold.
+#[derive(Default)]
+struct Subset {
+    right: usize,
+    dogs: usize,
+    kept_out: usize,
+    strangers: usize,
+    let_in: usize,
+}
+
+/// The threshold on P(dog) that lets in no more than `far` of the non-dogs.
+fn threshold_of(labelled: &[Labelled], far: f64, of: impl Fn(&Labelled) -> ClassProbs) -> f32 {
+    let rest = labelled.iter().filter(|l| l.truth != Class::Dog);
+    let rest: Vec<f32> = rest.map(|l| of(l).of(Class::Dog).get()).collect();
+    threshold_at(&rest, far)
+}
+
+/// The detection error trade-off (Martin et al. 1997): pairs of the rate of letting in what is no
+/// dog and of keeping dogs out, a pair for each threshold at which the former changes.
+fn det(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs) -> Vec<[f64; 2]> {
+    let p = |l: &Labelled| of(l).of(Class::Dog).get();
+    let (dogs, rest): (Vec<&Labelled>, Vec<&Labelled>) =
+        labelled.iter().partition(|l| l.truth == Class::Dog);
+    let mut rest: Vec<f32> = rest.into_iter().map(p).collect();
+    rest.sort_by(|a, b| b.total_cmp(a));
+    let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
+    let point = |(let_in, threshold): (usize, &f32)| {
+        let kept_out = dogs.iter().filter(|l| p(l) <= *threshold).count();
+        [share(let_in, rest.len()), share(kept_out, dogs.len())]
+    };
+    rest.iter().enumerate().map(point).collect()
+}
+
 /// Error rates where the threshold on P(dog) lets in no more than `far` of the non-dogs.
 fn operating(labelled: &[Labelled], far: f64, of: impl Fn(&Labelled) -> ClassProbs) -> Value {
     let p = |l: &Labelled| of(l).of(Class::Dog).get();
     let of_class =
         |want: fn(Class) -> bool| labelled.iter().filter(|l| want(l.truth)).collect::<Vec<_>>();
-    let rest: Vec<f32> = of_class(|c| c != Class::Dog).into_iter().map(p).collect();
-    let threshold = threshold_at(&rest, far);
+    let threshold = threshold_of(labelled, far, &of);
     let rate = |pictures: Vec<&Labelled>, in_: bool| {
         let hits = pictures.iter().filter(|l| (p(l) > threshold) == in_).count();
         Rate::new(hits, pictures.len())
@@ -146,12 +181,20 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
     let truths: Vec<usize> = labelled.iter().map(|l| three(l.truth)).collect();
     let said = |p: &[f32]| (0..3).fold(0, |best, i| if p[i] > p[best] { i } else { best });
     let mut confusion = [[0_usize; 3]; 3];
-    let mut subsets: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut subsets: BTreeMap<&str, Subset> = BTreeMap::new();
+    let threshold = threshold_of(labelled, SUBSET_FAR, of);
     for ((l, p), &truth) in labelled.iter().zip(&probs).zip(&truths) {
         confusion[truth][said(p)] += 1;
-        let entry = subsets.entry(&l.subset).or_default();
-        entry.0 += usize::from(said(p) == truth);
-        entry.1 += 1;
+        let subset = subsets.entry(&l.subset).or_default();
+        subset.right += usize::from(said(p) == truth);
+        let let_in = p[0] > threshold;
+        if l.truth == Class::Dog {
+            subset.dogs += 1;
+            subset.kept_out += usize::from(!let_in);
+        } else {
+            subset.strangers += 1;
+            subset.let_in += usize::from(let_in);
+        }
     }
     let right = (0..3).map(|i| confusion[i][i]).sum();
     let dogs = |class: Class| -> Vec<f32> {
@@ -161,7 +204,14 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
     let points = [0.01, 0.005, 0.001].map(|far| operating(labelled, far, of));
     let subsets: serde_json::Map<String, Value> = subsets
         .into_iter()
-        .map(|(name, (hits, n))| (name.to_owned(), json!(Rate::new(hits, n))))
+        .map(|(name, s)| {
+            let figures = json!({
+                "right": Rate::new(s.right, s.dogs + s.strangers),
+                "frr": (s.dogs > 0).then(|| Rate::new(s.kept_out, s.dogs)),
+                "far": (s.strangers > 0).then(|| Rate::new(s.let_in, s.strangers)),
+            });
+            (name.to_owned(), figures)
+        })
         .collect();
     json!({
         "accuracy": Rate::new(right, labelled.len()),
@@ -170,6 +220,7 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
         "ece": expected_calibration_error(&probs, &truths),
         "reliability": reliability(&probs, &truths),
         "operating": points,
+        "det": det(labelled, of),
         "subsets": subsets,
     })
 }
@@ -204,6 +255,7 @@ pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
     fs::create_dir_all(docs)?;
     fs::write(docs.join("evaluation.json"), serde_json::to_string_pretty(&all)? + "\n")?;
     fs::write(docs.join("evaluation.svg"), reliability_plot(&all["whole"], &all["crop"]))?;
+    fs::write(docs.join("evaluation-det.svg"), det_plot(&all["whole"], &all["crop"]))?;
     fs::write(docs.join("evaluation.md"), page(&all))
 }
 
@@ -251,7 +303,11 @@ fn page(all: &Value) -> String {
     ] {
         classification_page(&mut out, title, &all[key]);
     }
-    let _ = writeln!(out, "\n![Reliability diagram](evaluation.svg)\n\n## Boxes, AP50\n");
+    let _ = writeln!(
+        out,
+        "\n![Reliability diagram](evaluation.svg)\n\n![Dogs kept out against others let in](evaluation-det.svg)\n\n\
+         ## Boxes, AP50\n"
+    );
     let _ = writeln!(out, "| class | AP50 |\n|---|---|");
     for (class, ap) in all["ap50"].as_object().into_iter().flatten() {
         let text = ap.as_f64().map_or("-".to_owned(), |ap| format!("{ap:.3}"));
@@ -292,58 +348,113 @@ fn classification_page(out: &mut String, title: &str, figures: &Value) {
             rate(&point["far_other"])
         );
     }
-    let _ = writeln!(out, "\n| subset | right |\n|---|---|");
+    let _ = writeln!(
+        out,
+        "\nBy subset, the last two columns at the threshold for a FAR of {:.1} %:\n\n\
+         | subset | right | dogs kept out | others let in |\n|---|---|---|---|",
+        SUBSET_FAR * 100.0
+    );
+    let some = |value: &Value| if value.is_null() { "-".to_owned() } else { rate(value) };
     for (name, value) in figures["subsets"].as_object().into_iter().flatten() {
-        let _ = writeln!(out, "| {name} | {} |", rate(value));
+        let (right, frr, far) = (rate(&value["right"]), some(&value["frr"]), some(&value["far"]));
+        let _ = writeln!(out, "| {name} | {right} | {frr} | {far} |");
     }
+}
+
+/// Where a plot's square begins, and its side.
+const PLOT: (f64, f64, f64) = (60.0, 20.0, 320.0);
+/// Okabe and Ito's blue and vermilion, and two shapes: told apart without colour.
+const SERIES: [(&str, &str); 2] = [("#0072B2", "whole picture"), ("#D55E00", "box")];
+
+/// A square frame with the names of its axes.
+fn axes(x: &str, y: &str) -> String {
+    let (x0, y0, side) = PLOT;
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 420 400\" font-family=\"sans-serif\" \
+         font-size=\"13\"><rect width=\"420\" height=\"400\" fill=\"#fff\"/>\
+         <rect x=\"{x0}\" y=\"{y0}\" width=\"{side}\" height=\"{side}\" fill=\"none\" stroke=\"#999\"/>\
+         <text x=\"220\" y=\"384\" text-anchor=\"middle\">{x}</text>\
+         <text transform=\"translate(18 180) rotate(-90)\" text-anchor=\"middle\">{y}</text>"
+    )
+}
+
+/// A mark of a series: circles and squares.
+fn mark(series: usize, x: f64, y: f64) -> String {
+    let colour = SERIES[series].0;
+    if series == 0 {
+        format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>")
+    } else {
+        let (left, top) = (x - 4.0, y - 4.0);
+        format!("<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"8\" height=\"8\" fill=\"{colour}\"/>")
+    }
+}
+
+/// The names of the series, from (`x`, `y`) down.
+fn legend(x: f64, y: f64) -> String {
+    let mut svg = String::new();
+    for (series, (_, name)) in SERIES.iter().enumerate() {
+        let y = (series as f64).mul_add(20.0, y);
+        svg += &mark(series, x, y);
+        let _ = write!(svg, "<text x=\"{}\" y=\"{}\">{name}</text>", x + 12.0, y + 4.0);
+    }
+    svg
 }
 
 /// Confidence against accuracy of both classifications; on the diagonal is perfect.
 fn reliability_plot(whole: &Value, crop: &Value) -> String {
-    let (x0, y0, side) = (60.0, 20.0, 320.0);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 420 400\" font-family=\"sans-serif\" \
-         font-size=\"13\"><rect width=\"420\" height=\"400\" fill=\"#fff\"/>\
-         <rect x=\"{x0}\" y=\"{y0}\" width=\"{side}\" height=\"{side}\" fill=\"none\" stroke=\"#999\"/>\
-         <path d=\"M{x0} {} L{} {y0}\" stroke=\"#999\" stroke-dasharray=\"4\"/>\
-         <text x=\"160\" y=\"380\">confidence</text>\
-         <text transform=\"translate(24 210) rotate(-90)\">accuracy</text>",
+    let (x0, y0, side) = PLOT;
+    let mut svg = axes("confidence", "accuracy");
+    let _ = write!(
+        svg,
+        "<path d=\"M{x0} {} L{} {y0}\" stroke=\"#999\" stroke-dasharray=\"4\"/>",
         y0 + side,
         x0 + side
     );
-    // Okabe and Ito's blue and vermilion, and two shapes: told apart without colour.
-    for (figures, colour, name, row) in
-        [(whole, "#0072B2", "whole picture", 0.0_f64), (crop, "#D55E00", "box", 1.0)]
-    {
-        let mark = |x: f64, y: f64| {
-            if row == 0.0 {
-                format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>")
-            } else {
-                format!(
-                    "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\" fill=\"{colour}\"/>",
-                    x - 4.0,
-                    y - 4.0
-                )
-            }
-        };
+    for (series, figures) in [whole, crop].into_iter().enumerate() {
         for bin in figures["reliability"].as_array().into_iter().flatten() {
             if bin["count"].as_u64().unwrap_or(0) > 0 {
                 let at = |key: &str| bin[key].as_f64().unwrap_or(0.0);
-                svg += &mark(
-                    at("confidence").mul_add(side, x0),
-                    (1.0 - at("accuracy")).mul_add(side, y0),
-                );
+                let x = at("confidence").mul_add(side, x0);
+                svg += &mark(series, x, (1.0 - at("accuracy")).mul_add(side, y0));
             }
         }
-        svg += &mark(x0 + 20.0, row.mul_add(20.0, y0 + 20.0));
+    }
+    svg + &legend(x0 + 20.0, y0 + 20.0) + "</svg>\n"
+}
+
+/// Dogs kept out against others let in, both on logarithmic axes from 0.1 % to 100 %.
+fn det_plot(whole: &Value, crop: &Value) -> String {
+    let (x0, y0, side) = PLOT;
+    let place = |share: f64| (share.max(0.001).log10() / 3.0 + 1.0) * side;
+    let mut svg = axes("others let in", "dogs kept out");
+    for (share, name) in [(0.001, "0.1 %"), (0.01, "1 %"), (0.1, "10 %"), (1.0, "100 %")] {
+        let (x, y) = (x0 + place(share), y0 + side - place(share));
         let _ = write!(
             svg,
-            "<text x=\"{}\" y=\"{}\">{name}</text>",
-            x0 + 32.0,
-            row.mul_add(20.0, y0 + 24.0)
+            "<path d=\"M{x:.1} {y0} V{} M{x0} {y:.1} H{}\" stroke=\"#ddd\"/>\
+             <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\" font-size=\"11\">{name}</text>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"11\">{name}</text>",
+            y0 + side,
+            x0 + side,
+            y0 + side + 16.0,
+            x0 - 4.0,
+            y + 4.0
         );
     }
-    svg + "</svg>\n"
+    for (series, figures) in [whole, crop].into_iter().enumerate() {
+        let mut path = String::new();
+        for point in figures["det"].as_array().into_iter().flatten() {
+            let at = |i: usize| place(point[i].as_f64().unwrap_or(1.0));
+            let (x, y) = (x0 + at(0), y0 + side - at(1));
+            let _ = write!(path, "{}{x:.1} {y:.1}", if path.is_empty() { "M" } else { " L" });
+        }
+        let (colour, dash) = (SERIES[series].0, ["", " stroke-dasharray=\"6 3\""][series]);
+        let _ = write!(
+            svg,
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>"
+        );
+    }
+    svg + &legend(x0 + side - 110.0, y0 + 20.0) + "</svg>\n"
 }
 
 #[cfg(test)]
@@ -361,6 +472,26 @@ mod tests {
                 .collect(),
             found: found.iter().map(|(r, p)| (probs(*p), (*r).try_into().unwrap())).collect(),
         }
+    }
+
+    fn labelled(truth: Class, p: f32) -> Labelled {
+        let whole = ClassProbs::from_masses([p, 1.0 - p, 0.0, 0.0, 0.0]).unwrap();
+        Labelled { subset: "yard".to_owned(), truth, whole, crop: None }
+    }
+
+    #[test]
+    fn the_trade_off_counts_who_is_kept_out_at_each_stranger_let_in() {
+        let pictures = [
+            labelled(Class::Dog, 0.9),
+            labelled(Class::Dog, 0.4),
+            labelled(Class::Cat, 0.6),
+            labelled(Class::Other, 0.1),
+        ];
+        assert_eq!(det(&pictures, |l| l.whole), [[0.0, 0.5], [0.5, 0.0]]);
+        let figures = classification(&pictures, |l| l.whole);
+        let yard = &figures["subsets"]["yard"];
+        assert_eq!((yard["frr"]["hits"].as_u64(), yard["frr"]["of"].as_u64()), (Some(1), Some(2)));
+        assert_eq!((yard["far"]["hits"].as_u64(), yard["far"]["of"].as_u64()), (Some(0), Some(2)));
     }
 
     #[test]

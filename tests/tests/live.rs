@@ -13,6 +13,7 @@ use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::{Archive, Journal};
 use pawlatch::latch::{self, LatchThread};
+use pawlatch::panel::Panel;
 use pawlatch_core::door::State;
 use pawlatch_core::event::Fault;
 use pawlatch_core::frame::Frame;
@@ -58,6 +59,7 @@ fn live<F>(dir: &Path, source: Box<dyn FrameSource>, look: F) -> Live<F> {
         journal: Journal::start(config.journal.clone(), clock).unwrap(),
         intent_path: None,
         requests: appliance::requests().1,
+        panel: Panel::none(),
         time_zone: config.time_zone,
         clock,
     }

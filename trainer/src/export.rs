@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use pawlatch_core::sight::Class;
 use pawlatch_core::vision::manifest::{
-    Calibration, ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Metric,
-    Output, PerClass, Resize, Thresholds, Training,
+    Calibration, Colour, FORMAT, Input, Kernel, Layout, Metric, Output, PerClass, Resize,
+    Thresholds, Training,
 };
 use pawlatch_core::vision::{Manifest, Task, sha256};
 
@@ -94,17 +94,6 @@ fn manifest(
     plan: &Plan,
     card: &Card<'_>,
 ) -> Result<Manifest> {
-    let mut classes = ClassLabels::default();
-    for label in &data.classes {
-        let set = LabelSet::Name(label.clone());
-        match door_class(label)? {
-            Class::Dog => classes.dog.push(set),
-            Class::Cat => classes.cat.push(set),
-            Class::Person => classes.person.push(set),
-            Class::Other => classes.other.push(set),
-            Class::Nothing => classes.nothing.push(set),
-        }
-    }
     let counts = data.counts(Split::Validate);
     let total = counts.iter().sum::<usize>().max(1) as f32;
     let mut prior = PerClass::default();
@@ -176,7 +165,7 @@ fn manifest(
             seed: Some(plan.seed),
             commit: card.commit.clone(),
         }),
-        labels: Labels { rest: Class::Other, classes, names: data.classes.clone() },
+        labels: trained.labels.clone(),
     })
 }
 

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Split, browse};
+use pawlatch_trainer::head::Base;
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
@@ -143,7 +144,8 @@ enum DatasetCommand {
 
 #[derive(Args)]
 struct RetrainArgs {
-    /// The network to start from; `features` must be its embedding unless a plan says otherwise.
+    /// The network to start from: an ONNX, or a model directory of the door. `features` must be its
+    /// embedding unless a plan says otherwise.
     #[arg(long)]
     base: PathBuf,
     /// A dataset file, folder or description.
@@ -294,13 +296,13 @@ fn dataset(command: DatasetCommand) -> Result<()> {
 fn run_retrain(args: &RetrainArgs) -> Result<()> {
     let device = engine::device(&args.device)?;
     let data = Dataset::load(&args.data)?;
-    let base = Net::load(&args.base)?;
+    let base = Base::load(&args.base)?;
     let plan = match &args.plan {
         Some(path) => Plan::load(path)?,
-        None => Plan::head_only(base.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
+        None => Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
     };
     let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
-    let trained = retrain(base, &data, &plan, &work_dir, &device)?;
+    let trained = retrain(&base, &data, &plan, &work_dir, &device)?;
     println!(
         "temperature {:.3}; calibration error {:.4} before, {:.4} after",
         trained.temperature, trained.ece.0, trained.ece.1

@@ -1,11 +1,17 @@
 //! Long jobs around the project. `cargo xtask --help` lists them.
 
+mod arm;
+mod bench;
+mod dist;
+mod emulate;
+mod image;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// Long jobs around the project: each says what it needs and what it writes.
 #[derive(Parser)]
@@ -31,17 +37,42 @@ enum Cli {
         #[arg(long)]
         models_dir: Option<PathBuf>,
     },
-    #[command(subcommand)]
-    Fuzz(Fuzz),
-}
-
-/// Feed damaged input to the parsers (needs cargo-fuzz and a nightly compiler).
-#[derive(Subcommand)]
-enum Fuzz {
-    /// Fuzz every target for a while.
-    All {
+    /// Time our networks against onnxruntime, and every stage of the door; writes
+    /// docs/performance.*.
+    ///
+    /// Needs python3, taskset and the pictures in ../shared/data; fetches onnxruntime into a
+    /// virtual environment below the target directory.
+    Bench {
+        /// Frames that the whole door plays of each scene.
+        #[arg(long, default_value_t = 2_000)]
+        frames: u32,
+    },
+    /// Replay every clip here and on an emulated aarch64, and compare each decision; writes
+    /// docs/aarch64.json.
+    ///
+    /// Needs qemu-user-static, the libraries of libc6-dev-arm64-cross, and either a target and
+    /// linker for aarch64 or a program that is built already.
+    Arm {
+        /// `pawlatch` for aarch64; built if it is not named.
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
+    /// Run the kernels' tests under valgrind's memcheck: no read or write outside what was
+    /// allocated, and nothing decided by memory that was not written.
+    ///
+    /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
+    Memcheck,
+    Emulate(emulate::Emulate),
+    /// Make everything that is handed out for one machine: program, symbols, package, archive,
+    /// bundle, bill of materials, licences and hashes, the same bytes every time.
+    Dist(dist::DistArgs),
+    /// Make an SD-card image for a Raspberry Pi. Needs root; see docs/deploy.md.
+    Image(image::ImageArgs),
+    /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
+    /// file shows it.
+    Fuzz {
         /// Seconds per target.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
 }
@@ -61,36 +92,70 @@ fn main() -> Result<()> {
             let dir = dir.transpose()?.map(|dir| dir.display().to_string());
             cargo(&root, args.into_iter().chain(dir.as_deref()))
         }
-        Cli::Fuzz(Fuzz::All { seconds }) => fuzz(&root, seconds),
+        Cli::Bench { frames } => bench::run(&root, frames),
+        Cli::Arm { program } => arm::run(&root, program),
+        Cli::Memcheck => {
+            let runner = format!("CARGO_TARGET_{}_RUNNER", env!("HOST")).replace('-', "_");
+            run(cargo_command()
+                .args(["test", "--workspace", "--lib", "kernel_tests"])
+                .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
+                .current_dir(&root))
+        }
+        Cli::Dist(args) => dist::run(&root, &args),
+        Cli::Image(args) => image::run(&root, &args),
+        Cli::Fuzz { seconds } => fuzz(&root, seconds),
+        Cli::Emulate(args) => emulate::run(&args, &root),
     }
 }
 
+/// What libFuzzer needs of the compiler: counters at every edge of the program. These are options
+/// of stable compilers; only sanitizers would need a nightly one.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Clink-dead-code --cfg fuzzing";
+
 fn fuzz(root: &Path, seconds: u32) -> Result<()> {
-    let limit = format!("-max_total_time={seconds}");
-    let targets = root.join("fuzz/fuzz_targets");
+    let fuzz = root.join("fuzz");
+    let host = env!("HOST");
+    // With a target named, build scripts and macros are built without the counters.
+    run(cargo_command()
+        .args(["build", "--release", "--target", host])
+        .env("RUSTFLAGS", COVERAGE)
+        .current_dir(&fuzz))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or(fuzz.join("target"), PathBuf::from);
+    let targets = fuzz.join("fuzz_targets");
     let entries =
         targets.read_dir().with_context(|| format!("cannot list {}", targets.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let Some(target) = path.file_stem().and_then(|s| s.to_str()) else { continue };
-        cargo(root, ["+nightly", "fuzz", "run", target, "--", &limit])?;
+        let Some(name) = path.file_stem().and_then(|s| s.to_str()) else { continue };
+        let corpus = fuzz.join("corpus").join(name);
+        std::fs::create_dir_all(&corpus)?;
+        std::fs::create_dir_all(fuzz.join("artifacts"))?;
+        let program = target.join(host).join("release").join(name);
+        let seeds = fuzz.join("seeds").join(name);
+        run(Command::new(&program)
+            .arg(&corpus)
+            .args(seeds.is_dir().then_some(seeds))
+            .arg(format!("-max_total_time={seconds}"))
+            .args(["-rss_limit_mb=2048", "-timeout=10", "-artifact_prefix=artifacts/"])
+            .current_dir(&fuzz))?;
     }
     Ok(())
 }
 
 fn cargo<'a>(root: &Path, args: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let args: Vec<&str> = args.into_iter().collect();
-    // A toolchain can only be named to the cargo that chooses toolchains.
-    let chosen = args.first().is_some_and(|a| a.starts_with('+'));
-    let program = env::var("CARGO").ok().filter(|_| !chosen);
-    let program = program.unwrap_or_else(|| "cargo".to_owned());
-    let status = Command::new(&program)
-        .args(&args)
-        .current_dir(root)
-        .status()
-        .with_context(|| format!("cannot run {program}"))?;
+    run(cargo_command().args(args).current_dir(root))
+}
+
+fn cargo_command() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
-        bail!("`cargo {}` failed", args.join(" "));
+        bail!("{command:?} failed");
     }
     Ok(())
 }

@@ -268,10 +268,10 @@ impl Door {
             | State::Relocking { .. } => None,
         };
         if self.approach.is_none() && found.busy {
-            self.approach = Some((now, Verdict::Nobody));
+            self.approach = Some(Verdict::Nobody);
             events.insert(0, Event { at: now, what: What::ApproachBegan });
         }
-        let Some((_, so_far)) = &mut self.approach else { return };
+        let Some(so_far) = &mut self.approach else { return };
         // What the camera decided outweighs what overruled it; having let in outweighs all.
         if let Some(verdict) = verdict {
             let weight = |v: Verdict| match v {

@@ -137,15 +137,6 @@ impl Network {
         let values = self.plan.run(tvec!(Arc::clone(&self.input).into_tvalue())).map_err(run)?;
         Ok(Outputs(values))
     }
-
-    /// Runs the network on its input and times each operator with `clock`, in its unit.
-    ///
-    /// # Errors
-    /// If an operator fails.
-    pub fn profile(&mut self, clock: &mut dyn FnMut() -> u64) -> Result<Vec<OpTime>, NetworkError> {
-        let input = tvec!(Arc::clone(&self.input).into_tvalue());
-        fast::profile(&self.plan, input, clock).map_err(|e| NetworkError::Run(e.into()))
-    }
 }
 
 /// What a network gave.
@@ -195,6 +186,8 @@ fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<
     Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
 }
 
+type Optimise = fn(InferenceModel) -> TractResult<TypedModel>;
+
 /// A network by itself, for measuring: any inputs, as the file declares them.
 pub struct Bare {
     plan: Arc<TypedRunnableModel>,
@@ -209,12 +202,24 @@ impl Bare {
     /// If it is not ONNX, does not say the type or number of axes of an input, or tract does not
     /// know an operator.
     pub fn open(onnx: &[u8]) -> Result<Self, NetworkError> {
+        Self::open_with(onnx, fast::optimise)
+    }
+
+    /// As [`Bare::open`], but on plain tract, to compare with.
+    ///
+    /// # Errors
+    /// As [`Bare::open`].
+    pub fn open_plain(onnx: &[u8]) -> Result<Self, NetworkError> {
+        Self::open_with(onnx, InferenceModel::into_optimized)
+    }
+
+    fn open_with(onnx: &[u8], optimise: Optimise) -> Result<Self, NetworkError> {
         let proto = super::onnx::read(onnx)?;
-        catch_unwind(AssertUnwindSafe(|| Self::prepare(&proto)))
+        catch_unwind(AssertUnwindSafe(|| Self::prepare(&proto, optimise)))
             .unwrap_or(Err(NetworkError::Broken))
     }
 
-    fn prepare(proto: &ModelProto) -> Result<Self, NetworkError> {
+    fn prepare(proto: &ModelProto, optimise: Optimise) -> Result<Self, NetworkError> {
         let prepare = |e: TractError| NetworkError::Prepare(e.into());
         let mut model = tract_onnx::onnx().model_for_proto_model(proto).map_err(prepare)?;
         let mut inputs = tvec!();
@@ -238,7 +243,7 @@ impl Bare {
             model.set_input_fact(index, InferenceFact::dt_shape(kind, shape)).map_err(prepare)?;
             inputs.push(tensor.into_tvalue());
         }
-        let plan = fast::optimise(model).and_then(|m| m.into_runnable()).map_err(prepare)?;
+        let plan = optimise(model).and_then(|m| m.into_runnable()).map_err(prepare)?;
         Ok(Self { plan, inputs })
     }
 
@@ -246,8 +251,17 @@ impl Bare {
     ///
     /// # Errors
     /// If an operator fails.
-    pub fn run(&mut self) -> Result<(), NetworkError> {
+    pub fn run(&self) -> Result<(), NetworkError> {
         let run = |e: TractError| NetworkError::Run(e.into());
         self.plan.run(self.inputs.clone()).map(drop).map_err(run)
+    }
+
+    /// Runs it once and times each operator with `clock`, in its unit.
+    ///
+    /// # Errors
+    /// If an operator fails.
+    pub fn profile(&self, clock: &mut dyn FnMut() -> u64) -> Result<Vec<OpTime>, NetworkError> {
+        fast::profile(&self.plan, self.inputs.clone(), clock)
+            .map_err(|e| NetworkError::Run(e.into()))
     }
 }

@@ -21,6 +21,7 @@ use crate::camera::{CameraError, FrameSource, capture};
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::latch::{LatchPort, LatchThread};
+use crate::panel::Panel;
 use crate::slot::{Receiver, Sender, Taken, slot};
 use crate::{intent, systemd};
 
@@ -60,6 +61,13 @@ impl Asker {
     }
 }
 
+impl Requests {
+    /// What was asked first and not taken yet.
+    pub fn take(&self) -> Option<Request> {
+        self.0.try_recv().ok()
+    }
+}
+
 /// The parts of a live appliance.
 pub struct Live<F> {
     /// The latch; made first of all, so that it is locked before anything else can fail.
@@ -76,6 +84,8 @@ pub struct Live<F> {
     pub intent_path: Option<PathBuf>,
     /// What is asked of the door, by whoever may ask: button, page, broker.
     pub requests: Requests,
+    /// Beam and light.
+    pub panel: Panel,
     /// The zone of the schedules.
     pub time_zone: TimeZone,
     /// The running time; the latch and the journal use the same.
@@ -133,20 +143,32 @@ pub fn run<F>(
 where
     F: FnMut(&Frame) -> Result<Sightings, LookError> + Send + 'static,
 {
-    let Live { latch, keeper, source, look, journal, intent_path, requests, time_zone, clock } =
-        live;
+    let Live {
+        latch,
+        keeper,
+        source,
+        look,
+        journal,
+        intent_path,
+        requests,
+        panel,
+        time_zone,
+        clock,
+    } = live;
     // Opening takes the journal a moment, which is no fault; one that cannot be opened is.
     journal.flush(JOURNAL_OPENS);
     let mut appliance = Appliance::new(keeper, latch, journal);
     let started = Threads::start(source, look, clock);
     let outcome = started.and_then(|threads| {
-        let control = Control { clock, time_zone, intent_path, requests, vision_was: true };
+        let panel = &panel;
+        let control = Control { clock, time_zone, intent_path, requests, panel, vision_was: true };
         control.run(&mut appliance, threads, stop, each)
     });
     let _ = systemd::notify("STOPPING=1");
     let (latch, journal) = appliance.finish(clock.now());
-    // In this order: locking must not wait for the disk.
+    // In this order: locking must not wait for the disk, nor for the light.
     drop(latch);
+    drop(panel);
     drop(journal);
     outcome
 }
@@ -207,15 +229,16 @@ where
 }
 
 /// The control loop's own memory.
-struct Control {
+struct Control<'a> {
     clock: Clock,
     time_zone: TimeZone,
     intent_path: Option<PathBuf>,
     requests: Requests,
+    panel: &'a Panel,
     vision_was: bool,
 }
 
-impl Control {
+impl Control<'_> {
     fn run(
         mut self,
         appliance: &mut Appliance<LatchThread, Journal>,
@@ -247,11 +270,15 @@ impl Control {
                 tracks: appliance.keeper().tracks(),
                 latch,
             });
+            self.panel.show(&decision.state);
             for event in &decision.events {
                 tracing::info!(at = %event.at, "{event}");
             }
             if !appliance.latch().is_alive() {
                 return Err(RunError::Thread { thread: "latch" });
+            }
+            if !self.panel.is_alive() {
+                return Err(RunError::Thread { thread: "panel" });
             }
             let wish = appliance.keeper().door().hold_locked();
             if wish != hold_locked {
@@ -270,7 +297,7 @@ impl Control {
 
     fn sample(&mut self, look: Option<Look>) -> Sample {
         // One a cycle, so that each is decided on and recorded by itself.
-        let request = self.requests.0.try_recv().ok();
+        let request = self.requests.take();
         let (mut sightings, mut frame) = (None, None);
         if let Some(look) = look {
             let well = look.outcome.is_ok();
@@ -290,7 +317,7 @@ impl Control {
             sightings,
             frame,
             vision: if self.vision_was { VisionHealth::Ready } else { VisionHealth::Failed },
-            passage: None,
+            passage: self.panel.passage(),
             request,
             wall: Some(Timestamp::now().to_zoned_datetime(self.time_zone.clone())),
         }

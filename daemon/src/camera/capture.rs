@@ -9,8 +9,8 @@ use super::{CameraError, FrameSource};
 use crate::clock::Clock;
 use crate::slot::Sender;
 
-/// Starts a thread that gives each frame of `source` when it is due, stamped with `clock`. It
-/// ends when the source ends or fails, or when nobody takes the frames any more; the slot then
+/// Starts a thread that gives each frame of `source` when it is due, stamped with `clock`; a
+/// camera's as it comes. It ends when the source ends or fails, or when nobody takes the frames any more; the slot then
 /// closes. The newest frame wins: one that was not taken in time is lost, as with any camera.
 ///
 /// # Errors
@@ -23,6 +23,12 @@ pub fn capture(
     thread::Builder::new().name("capture".to_owned()).spawn(move || {
         let started = clock.now();
         while let Some(frame) = source.next()? {
+            if source.is_live() {
+                if !frames.put(frame) {
+                    return Ok(());
+                }
+                continue;
+            }
             let due = started + Duration::from_millis(frame.captured_at().as_millis());
             let early = due.since(clock.now());
             // Slept in short pieces, so that the end of the program need not wait for a pause

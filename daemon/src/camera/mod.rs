@@ -1,29 +1,41 @@
 //! Where pictures come from: one trait, one file per kind of source.
 //!
-//! A source gives frames stamped with its own time, counted from its first frame: the time of
-//! the medium, not of the machine. Replay uses these times as they are, in virtual time; the
-//! live capture thread waits until they are due and stamps each frame anew with the running
-//! time.
+//! A recording gives frames stamped with its own time, counted from its first frame: the time of
+//! the medium, not of the machine. Replay uses these times as they are, in virtual time; the live
+//! capture thread waits until they are due and stamps each frame anew with the running time. A
+//! camera's frames carry the running time from the start.
 
 mod capture;
 mod directory;
+mod h264;
+mod http;
+mod live;
+mod pipe;
+mod rtsp;
+mod shot;
 mod simulated;
+mod source;
+#[cfg(feature = "hardware")]
+mod v4l2;
 mod video;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pawlatch_core::frame::{Frame, PictureError};
 use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
+use crate::clock::Clock;
 use crate::demo::{DemoError, Endless};
 
 pub use capture::capture;
 pub use directory::DirectorySource;
+pub use live::{LiveCamera, Measured, Opener, Patience, Reader, measure};
+pub use shot::{Layout, Mounting, Shot, ShotError, turned};
 pub use simulated::{Actor, Scene, SimulatedSource};
+pub use source::{Address, Format, GRAMMAR, LiveSource, Setting, Source, Wish, documentation};
 pub use video::VideoSource;
 
 /// Gives one frame after another.
@@ -34,49 +46,10 @@ pub trait FrameSource: Send {
     /// # Errors
     /// If a frame cannot be had. The source is then of no further use.
     fn next(&mut self) -> Result<Option<Frame>, CameraError>;
-}
 
-/// Where pictures come from, as the owner writes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// `dir:PATH`: pictures in name order.
-    Directory(PathBuf),
-    /// `file:PATH`: a video, an animation or one picture.
-    File(PathBuf),
-    /// `sim:`: a simulated yard with nobody in it.
-    Simulated,
-    /// `demo:`: the visits of the demonstration, without end.
-    Demo,
-    /// A bare path: a directory or a file, whichever it is when opened.
-    Path(PathBuf),
-}
-
-impl FromStr for Source {
-    type Err = CameraError;
-    fn from_str(text: &str) -> Result<Self, CameraError> {
-        let wrong = || CameraError::Source { given: text.to_owned() };
-        match text.split_once(':') {
-            Some(("dir", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            Some(("sim", "")) => Ok(Self::Simulated),
-            Some(("demo", "")) => Ok(Self::Demo),
-            // A path may hold a colon, but a scheme we do not know is no path.
-            Some((scheme, _)) if !scheme.contains('/') => Err(wrong()),
-            _ if text.is_empty() => Err(wrong()),
-            _ => Ok(Self::Path(text.into())),
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(path) => write!(f, "dir:{}", path.display()),
-            Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Simulated => f.write_str("sim:"),
-            Self::Demo => f.write_str("demo:"),
-            Self::Path(path) => write!(f, "{}", path.display()),
-        }
+    /// Whether frames come when they happen and carry the running time.
+    fn is_live(&self) -> bool {
+        false
     }
 }
 
@@ -85,6 +58,12 @@ impl fmt::Display for Source {
 pub struct CameraSettings {
     /// Where from; `None` if the owner has not said.
     pub source: Option<Source>,
+    /// A second camera for when the first gives nothing.
+    pub fallback: Option<LiveSource>,
+    /// How the camera is mounted.
+    pub mounting: Mounting,
+    /// The slowest rate, frames per second, at which frames are still fresh.
+    pub slowest: f32,
     /// Frames per second of sources that have no time of their own.
     pub fps: f32,
     /// Whether to begin again at the end.
@@ -95,12 +74,20 @@ pub struct CameraSettings {
 #[derive(Debug, Error)]
 pub enum CameraError {
     /// The source is not of a known kind.
-    #[error(
-        "\"{given}\" is no source of pictures; expected dir:PATH, file:PATH, sim:, demo: or a path"
-    )]
+    #[error("\"{given}\" is no source of pictures: {problem}; expected {}", source::forms())]
     Source {
         /// What was given.
         given: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A camera cannot be used.
+    #[error("the camera {camera} cannot be used: {problem}")]
+    Camera {
+        /// Which.
+        camera: String,
+        /// What is wrong, and what to do about it.
+        problem: String,
     },
     /// No source is configured.
     #[error("no camera is configured; set `camera.source`")]
@@ -140,23 +127,61 @@ pub enum CameraError {
     },
 }
 
-/// Opens the configured source.
+/// Opens the configured source; frames of cameras are stamped with `clock`. A camera is not waited
+/// for: one that is not there is asked for again and again.
 ///
 /// # Errors
-/// If none is configured, or it cannot be read.
-pub fn open(settings: &CameraSettings) -> Result<Box<dyn FrameSource>, CameraError> {
+/// If none is configured, or a recording cannot be read.
+pub fn open(settings: &CameraSettings, clock: Clock) -> Result<Box<dyn FrameSource>, CameraError> {
     let source = settings.source.as_ref().ok_or(CameraError::Unset)?;
-    let once = open_source(source, settings.fps)?;
-    if !settings.repeat || matches!(source, Source::Simulated | Source::Demo) {
-        return Ok(once);
+    if let Source::Live(live) = source {
+        let sources = [live].into_iter().chain(&settings.fallback).cloned().collect();
+        let (opener, patience): (Arc<Opener>, _) = (Arc::new(open_camera), Patience::default());
+        let mounting = settings.mounting;
+        let camera = LiveCamera::new(sources, opener, mounting, patience, settings.slowest, clock);
+        return Ok(Box::new(camera));
     }
-    Ok(Box::new(Repeated {
-        source: source.clone(),
-        fps: settings.fps,
-        current: once,
-        offset: Duration::ZERO,
-        last: None,
-    }))
+    let once = open_source(source, settings.fps)?;
+    let endless = matches!(source, Source::Simulated | Source::Demo);
+    let played: Box<dyn FrameSource> = if settings.repeat && !endless {
+        Box::new(Repeated {
+            source: source.clone(),
+            fps: settings.fps,
+            current: once,
+            offset: Duration::ZERO,
+            last: None,
+        })
+    } else {
+        once
+    };
+    if settings.mounting == Mounting::default() {
+        return Ok(played);
+    }
+    Ok(Box::new(Turned { source: played, mounting: settings.mounting }))
+}
+
+/// Opens a camera and waits for what it first says of itself.
+///
+/// # Errors
+/// If it is not there, refuses what is wished, or this program cannot read its kind.
+pub fn open_camera(source: &LiveSource, clock: Clock) -> Result<Box<dyn Reader>, CameraError> {
+    Ok(match source {
+        #[cfg(feature = "hardware")]
+        LiveSource::V4l2 { device, wish } => {
+            Box::new(v4l2::V4l2Reader::open(source, device, wish, clock)?)
+        }
+        #[cfg(not(feature = "hardware"))]
+        LiveSource::V4l2 { .. } => {
+            let problem = "this program was built without the feature `hardware`".to_owned();
+            return Err(CameraError::Camera { camera: source.to_string(), problem });
+        }
+        LiveSource::Rpicam { camera, wish } => {
+            Box::new(pipe::rpicam(source, *camera, wish, clock)?)
+        }
+        LiveSource::Argus { sensor, wish } => Box::new(pipe::argus(source, *sensor, wish, clock)?),
+        LiveSource::Rtsp(address) => Box::new(rtsp::RtspReader::open(address, clock)?),
+        LiveSource::Http(address) => Box::new(http::HttpReader::open(address, clock)?),
+    })
 }
 
 fn open_source(source: &Source, fps: f32) -> Result<Box<dyn FrameSource>, CameraError> {
@@ -167,6 +192,10 @@ fn open_source(source: &Source, fps: f32) -> Result<Box<dyn FrameSource>, Camera
         Source::Demo => Ok(Box::new(Endless::new()?)),
         Source::Path(path) if path.is_dir() => Ok(Box::new(DirectorySource::open(path, fps)?)),
         Source::Path(path) => open_file(path),
+        Source::Live(live) => Err(CameraError::Camera {
+            camera: live.to_string(),
+            problem: "it is no recording".to_owned(),
+        }),
     }
 }
 
@@ -204,6 +233,22 @@ impl FrameSource for Repeated {
         let at = frame.captured_at() + self.offset;
         self.last = Some(at);
         Ok(Some(frame.at(at)))
+    }
+}
+
+/// A recording of a camera that was not mounted upright.
+struct Turned {
+    source: Box<dyn FrameSource>,
+    mounting: Mounting,
+}
+
+impl FrameSource for Turned {
+    fn next(&mut self) -> Result<Option<Frame>, CameraError> {
+        let Some(frame) = self.source.next()? else { return Ok(None) };
+        let path = PathBuf::from("camera.rotate");
+        turned(frame, self.mounting)
+            .map(Some)
+            .map_err(|source| CameraError::Picture { path, source })
     }
 }
 

@@ -10,7 +10,14 @@ use crate::clock::Clock;
 use crate::slot::{Taken, slot};
 
 fn settings(source: &str, repeat: bool) -> CameraSettings {
-    CameraSettings { source: Some(source.parse().unwrap()), fps: 10.0, repeat }
+    CameraSettings {
+        source: Some(source.parse().unwrap()),
+        fallback: None,
+        mounting: Mounting::default(),
+        slowest: 1.0,
+        fps: 10.0,
+        repeat,
+    }
 }
 
 /// A PNG of 4 by 4 pixels of grey `level`.
@@ -50,9 +57,9 @@ fn a_directory_is_played_in_name_order_at_its_rate() {
     write_grey(&dir.path().join(".hidden.png"), 1);
     fs::write(dir.path().join("notes.txt"), "no picture").unwrap();
     let source = format!("dir:{}", dir.path().display());
-    let mut once = open(&settings(&source, false)).unwrap();
+    let mut once = open(&settings(&source, false), Clock::start()).unwrap();
     assert_eq!(play(once.as_mut(), 9), [(10, 0), (90, 100), (100, 200)]);
-    let mut again = open(&settings(&source, true)).unwrap();
+    let mut again = open(&settings(&source, true), Clock::start()).unwrap();
     let seen = play(again.as_mut(), 5);
     assert_eq!(seen, [(10, 0), (90, 100), (100, 200), (10, 300), (90, 400)]);
 }
@@ -71,7 +78,7 @@ fn names_are_ordered_as_a_person_would() {
 fn what_cannot_be_played_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |source: &str, part: &str| {
-        let error = open(&settings(source, false)).map(|_| ()).unwrap_err();
+        let error = open(&settings(source, false), Clock::start()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     };
     refuse(&format!("dir:{}", dir.path().display()), "holds no picture");
@@ -82,10 +89,10 @@ fn what_cannot_be_played_is_named() {
     fs::write(&path, b"just text").unwrap();
     refuse(path.to_str().unwrap(), "cut.mp4");
     fs::write(dir.path().join("bad.jpg"), b"\xff\xd8\xff\xe0").unwrap();
-    let mut source = open(&settings(dir.path().to_str().unwrap(), false)).unwrap();
+    let mut source = open(&settings(dir.path().to_str().unwrap(), false), Clock::start()).unwrap();
     assert!(source.next().unwrap_err().to_string().contains("bad.jpg"));
-    let unset = CameraSettings { source: None, fps: 10.0, repeat: false };
-    assert!(matches!(open(&unset), Err(CameraError::Unset)));
+    let unset = CameraSettings { source: None, ..settings("sim:", false) };
+    assert!(matches!(open(&unset, Clock::start()), Err(CameraError::Unset)));
 }
 
 #[test]
@@ -99,7 +106,7 @@ fn an_animated_gif_keeps_its_own_time() {
         encoder.encode_frame(image::Frame::from_parts(picture, 0, 0, delay)).unwrap();
     }
     drop(encoder);
-    let mut source = open(&settings(path.to_str().unwrap(), false)).unwrap();
+    let mut source = open(&settings(path.to_str().unwrap(), false), Clock::start()).unwrap();
     let times: Vec<u64> = play(source.as_mut(), 9).iter().map(|(_, ms)| *ms).collect();
     assert_eq!(times, [0, 250, 500]);
 }
@@ -109,7 +116,8 @@ fn one_picture_is_a_film_of_one_frame() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("one.png");
     write_grey(&path, 7);
-    let mut source = open(&settings(&format!("file:{}", path.display()), false)).unwrap();
+    let mut source =
+        open(&settings(&format!("file:{}", path.display()), false), Clock::start()).unwrap();
     assert_eq!(play(source.as_mut(), 9), [(7, 0)]);
 }
 

@@ -9,13 +9,15 @@ use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
 
-use pawlatch::appliance::{self, Ended, Live};
+use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
 use pawlatch::owner::{Link, Owner, access};
-use pawlatch::{camera, intent, latch};
+use pawlatch::panel::Panel;
+use pawlatch::releases::{Probation, Releases};
+use pawlatch::{camera, intent, latch, lines};
 
 use super::{Common, Outcome, chain};
 
@@ -65,10 +67,13 @@ fn run_once(
             "model in use");
     }
     let mut eye = Eye::new(config.gate.clone(), in_use.vision()?);
+    let pool = config.models.pool().context("cannot start the networks' threads")?;
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
     let intent_path = config.journal.dir.join(INTENT_FILE);
     let (asker, requests) = appliance::requests();
+    let panel = panel(config, asker.clone(), clock)?;
+    let motion = panel.motion();
     owner.link(Link {
         asker,
         scribe: journal.scribe(),
@@ -79,24 +84,30 @@ fn run_once(
     let live = Live {
         latch,
         keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()),
-        source: camera::open(&config.camera)?,
+        source: camera::open(&config.camera, clock)?,
         look: move |frame: &Frame| {
+            if motion.is_active() {
+                eye.wake();
+            }
             let mut began = Instant::now();
             let mut lap = |stage| {
                 look_house.metrics.lap(stage, began.elapsed());
                 began = Instant::now();
             };
-            eye.look(frame, &mut lap).map_err(Into::into)
+            pool.install(|| eye.look(frame, &mut lap)).map_err(Into::into)
         },
         journal,
         intent_path: Some(intent_path),
         requests,
+        panel,
         time_zone: config.time_zone.clone(),
         clock,
     };
     let stop = AtomicBool::new(false);
+    let mut probation = Probation::new(Releases::at(config.update.dir.clone()));
     let ended = appliance::run(live, &stop, |moment| {
         owner.tap(moment);
+        probation.see(moment.decision);
         if signalled.load(Ordering::SeqCst) || house.wants_restart() {
             stop.store(true, Ordering::SeqCst);
         }
@@ -122,17 +133,31 @@ pub fn password(common: &Common) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The panel, if there is one.
+pub(super) fn panel(config: &Config, asker: Asker, clock: Clock) -> Result<Panel> {
+    if config.panel.lines().is_empty() {
+        return Ok(Panel::none());
+    }
+    let board = lines::board(&config.latch.board)?;
+    Panel::start(board.as_ref(), &config.panel, asker, clock).context("the panel cannot be used")
+}
+
 /// `pawlatch lock`.
 pub fn lock(common: &Common) -> Result<Outcome> {
-    let (config, wrong) = match common.config() {
-        Ok(config) => (config, None),
+    let usual = Config::default();
+    let (settings, within, wrong) = match common.config() {
+        Ok(config) => (config.latch, config.door.relock_within, false),
         Err(error) => {
-            eprintln!("error: {}\nlocking the default latch", chain(&error));
-            (Config::default(), Some(error))
+            eprintln!("error: {}", chain(&error));
+            let latch = Config::load_latch(common.config.as_deref()).unwrap_or_else(|error| {
+                eprintln!("error: {}\nlocking the default latch", chain(&error.into()));
+                usual.latch
+            });
+            (latch, usual.door.relock_within, true)
         }
     };
-    let mut latch = latch::open(&config.latch)?;
-    latch::lock(latch.as_mut(), config.door.relock_within, Clock::start())?;
+    let mut latch = latch::open(&settings)?;
+    latch::lock(latch.as_mut(), within, Clock::start())?;
     eprintln!("locked");
-    wrong.map_or(Ok(Outcome::Done), |_| Ok(Outcome::Misused))
+    Ok(if wrong { Outcome::Misused } else { Outcome::Done })
 }

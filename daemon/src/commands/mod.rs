@@ -3,14 +3,18 @@
 //! Standard output carries results only; everything else goes to standard error.
 
 mod bench;
+mod boot;
 mod check;
 mod demo;
+mod doctor;
 mod door;
 mod events;
+mod hardware;
 mod models;
 mod perceive;
 mod pictures;
 mod replay;
+mod update;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -19,6 +23,7 @@ use anyhow::{Context as _, Error, Result};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use pawlatch::bundle::Trust;
 use pawlatch::config::{Config, ConfigError, ModelSettings};
 use pawlatch::models::{InUse, ModelsDir};
 
@@ -70,19 +75,38 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the door.
     Run,
+    /// Start the door: count the start, and run the release or the packaged program, whichever is
+    /// next on the ladder of docs/updates.md. This is what the service does.
+    ///
+    /// After ten starts without a healthy door it stays locked for ten minutes before the next.
+    Boot,
     /// Drive the latch to locked and exit, whatever else is wrong.
     ///
-    /// Needs no model and no camera. If the configuration cannot be used, the latch of the
-    /// default configuration is locked, and the exit code is 2.
+    /// Needs no model and no camera. If the configuration cannot be used, what its sections
+    /// `latch` and `lines` say is locked; if those cannot be used either, the latch of the default
+    /// configuration. The exit code is then 2.
     Lock,
     /// Set the password of the owner's page, read from standard input.
     ///
     /// Ends all sessions. This is also the way to log in again when it was forgotten.
     Password,
-    /// Check configuration, models and limits, without touching the latch.
+    /// Check configuration, models, camera, lines and limits, without touching the latch.
     ///
     /// Every model in use is verified by its SHA-256 and run once on a made-up picture.
     Check,
+    Doctor(doctor::DoctorArgs),
+    /// Try the latch out on wiring day.
+    #[command(subcommand)]
+    Latch(hardware::LatchCommand),
+    /// Try the light out.
+    #[command(subcommand)]
+    Led(hardware::LedCommand),
+    /// Try button, beam and motion sensor out.
+    #[command(subcommand)]
+    Button(hardware::ButtonCommand),
+    /// Try a camera out.
+    #[command(subcommand)]
+    Camera(hardware::CameraCommand),
     Classify(perceive::ClassifyArgs),
     Detect(perceive::DetectArgs),
     Localize(perceive::LocalizeArgs),
@@ -90,9 +114,13 @@ enum Command {
     /// List, show or export what the journal recorded.
     #[command(subcommand)]
     Events(events::EventsCommand),
-    /// List, verify or choose models.
+    /// List, verify, choose, add or pack models, or go back to those before.
     #[command(subcommand)]
     Model(models::ModelCommand),
+    /// Install a release of this program, go back to the one before, or show which is in use.
+    #[command(subcommand)]
+    Update(update::UpdateCommand),
+    Exam(update::ExamArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -114,16 +142,24 @@ pub fn run(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Demo(args) => demo::run(&args, common),
         Command::Run => door::run(common),
+        Command::Boot => boot::run(common),
         Command::Lock => door::lock(common),
         Command::Password => door::password(common),
         Command::Check => check::run(common),
+        Command::Doctor(args) => doctor::run(&args, common),
+        Command::Latch(command) => hardware::latch(&command, common),
+        Command::Led(command) => hardware::led(&command, common),
+        Command::Button(command) => hardware::button(&command, common),
+        Command::Camera(command) => hardware::camera(&command, common),
         Command::Replay(args) => replay::run(&args, common),
         Command::Events(command) => events::run(&command, common),
         Command::Classify(args) => perceive::classify(&args, common),
         Command::Detect(args) => perceive::detect(&args, common),
         Command::Localize(args) => perceive::localize(&args, common),
         Command::Model(command) => models::run(&command, common),
-        Command::Bench(args) => bench::run(&args),
+        Command::Update(command) => update::run(&command, common),
+        Command::Exam(args) => update::exam(&args, common),
+        Command::Bench(args) => bench::run(&args, common),
     }
 }
 
@@ -131,7 +167,9 @@ pub fn run(cli: Cli) -> Result<Outcome> {
 /// configuration says, and for all else warnings.
 pub fn log_to_stderr(cli: &Cli) {
     let usual = match cli.command {
-        Command::Run => cli.common.config().map_or("info".to_owned(), |c| c.log_filter),
+        Command::Run | Command::Boot => {
+            cli.common.config().map_or("info".to_owned(), |c| c.log_filter)
+        }
         _ => "warn".to_owned(),
     };
     let filter = std::env::var("PAWLATCH_LOG").unwrap_or(usual);
@@ -184,6 +222,18 @@ impl Common {
         Ok(Config::load(self.config.as_deref())?)
     }
 
+    /// These options as arguments, for another program.
+    fn arguments(&self) -> Vec<String> {
+        let options = [("--config", &self.config), ("--models-dir", &self.models_dir)];
+        options
+            .into_iter()
+            .filter_map(|(name, path)| {
+                Some([name.to_owned(), path.as_ref()?.display().to_string()])
+            })
+            .flatten()
+            .collect()
+    }
+
     fn models(&self) -> Result<ModelsDir> {
         self.models_of(&self.config()?.models)
     }
@@ -203,6 +253,20 @@ impl Common {
         let (classifier, detector) = (settings.classifier.as_deref(), settings.detector.as_deref());
         Ok(self.models_of(settings)?.chosen(classifier, detector)?)
     }
+}
+
+/// Whom to believe: the configured keys, that of this build, and who knows the hash.
+fn trust(config: &Config, sha256: Option<&str>) -> Result<Trust> {
+    let mut keys = config.update.public_keys.clone();
+    keys.extend(option_env!("PAWLATCH_RELEASE_KEY").map(str::to_owned));
+    let mut trust = Trust::in_keys(&keys)?;
+    if let Some(hash) = sha256 {
+        if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Usage(format!("--sha256 {hash}: expected 64 hexadecimal digits")).into());
+        }
+        trust.pinned = Some(hash.to_ascii_lowercase());
+    }
+    Ok(trust)
 }
 
 /// Writes one line to standard output.

@@ -1,13 +1,17 @@
-//! `model list|verify|use`.
+//! `model list|verify|use|add|fetch|rollback|pack`.
 
-use anyhow::Result;
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Error, Result};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use pawlatch::models::{Entry, ModelsError};
+use pawlatch::bundle;
+use pawlatch::models::{Added, Entry, FETCHABLE, MANIFEST_FILE, ModelsError, Permit, Step};
 use pawlatch_core::vision::Task;
 
-use super::{Common, Outcome, chain, say, say_json};
+use super::{Common, Outcome, Usage, chain, say, say_json, trust};
 
 /// What to do with models.
 #[derive(Subcommand)]
@@ -18,6 +22,71 @@ pub enum ModelCommand {
     Verify(VerifyArgs),
     /// Verify a model and use it from now on.
     Use(UseArgs),
+    /// Add a model from a signed bundle and use it from now on.
+    ///
+    /// It is refused if it is not signed by a trusted key, damaged, older than what is there, or
+    /// does worse in the exam than what is in use, which then stays so.
+    Add(AddArgs),
+    /// Fetch a detector that is published elsewhere and use it from now on.
+    ///
+    /// The file must have the SHA-256 that this program knows.
+    Fetch(FetchArgs),
+    /// Go back to the models that were in use before.
+    Rollback,
+    /// Make a bundle of a model directory.
+    ///
+    /// Without a signature beside it, `bundle.toml` is written into the directory, for
+    /// `minisign -Sm DIR/bundle.toml`; run this again then. Without one ever, the bundle can be
+    /// added by its SHA-256, which is printed.
+    Pack(PackArgs),
+}
+
+/// Options of `model add`.
+#[derive(Args)]
+pub struct AddArgs {
+    /// A file, or an http or https address.
+    #[arg(value_name = "BUNDLE")]
+    from: String,
+    /// SHA-256 of the bundle, from its maker: it must have it, and then needs no signature.
+    #[arg(long, value_name = "HEX")]
+    sha256: Option<String>,
+    #[command(flatten)]
+    permit: PermitArgs,
+}
+
+/// Options of `model fetch`.
+#[derive(Args)]
+pub struct FetchArgs {
+    /// Which: yolox-nano or nanodet-plus.
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Fetch the same file from elsewhere.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    #[command(flatten)]
+    permit: PermitArgs,
+}
+
+/// What is meant although it is usually a mistake.
+#[derive(Args)]
+struct PermitArgs {
+    /// Add it even if a newer version is there.
+    #[arg(long)]
+    allow_downgrade: bool,
+    /// Add it without the exam.
+    #[arg(long)]
+    without_exam: bool,
+}
+
+/// Options of `model pack`.
+#[derive(Args)]
+pub struct PackArgs {
+    /// The model directory.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Where the bundle goes.
+    #[arg(short, long, value_name = "FILE.tar.gz")]
+    out: PathBuf,
 }
 
 /// Options of `model list`.
@@ -70,14 +139,108 @@ pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
             say(&format!("{} is now the {} in use", args.name, entry.manifest.task))?;
             Ok(Outcome::Done)
         }
+        ModelCommand::Add(args) => {
+            let trust = trust(&common.config()?, args.sha256.as_deref())?;
+            let dir = common.models()?;
+            added(&dir.add(&args.from, &trust, args.permit.permit(), &mut tell_step)?, common)
+        }
+        ModelCommand::Fetch(args) => {
+            let known = FETCHABLE.iter().find(|model| model.name == args.name);
+            let model = known.ok_or_else(|| {
+                let names: Vec<&str> = FETCHABLE.iter().map(|model| model.name).collect();
+                Usage(format!("{} is not known; there is {}", args.name, names.join(", ")))
+            })?;
+            let (url, permit) = (args.url.as_deref(), args.permit.permit());
+            added(&common.models()?.fetch(model, url, permit, &mut tell_step)?, common)
+        }
+        ModelCommand::Rollback => {
+            let in_use = common.models()?.roll_back()?;
+            say(&format!("in use again: {in_use}; restart the door"))?;
+            Ok(Outcome::Done)
+        }
+        ModelCommand::Pack(args) => pack(args),
     }
+}
+
+impl PermitArgs {
+    const fn permit(&self) -> Permit {
+        Permit { downgrade: self.allow_downgrade, unexamined: self.without_exam }
+    }
+}
+
+fn tell_step(step: Step) {
+    let done = match step {
+        Step::Fetched => "fetched",
+        Step::Unpacked => "believed and unpacked",
+        Step::Verified => "runs; being examined",
+        Step::Examined => "examined",
+        Step::Placed => "in its place",
+        Step::InUse => "in use",
+    };
+    eprintln!("{done}");
+}
+
+fn added(added: &Added, common: &Common) -> Result<Outcome> {
+    if let Some((new, old)) = &added.marks {
+        eprintln!(
+            "exam of {} pictures: {} mistaken, {} missed; before: {} mistaken, {} missed",
+            new.pictures, new.mistaken, new.missed, old.mistaken, old.missed
+        );
+    }
+    let Added { id, task, .. } = added;
+    say(&format!("{id} is now the {task} in use; restart the door"))?;
+    // The configuration has the last word, so it may hide what was just done.
+    let used = common.in_use()?.entries().any(|entry| entry.id() == *id);
+    if !used {
+        eprintln!("note: the configuration names another {task} (models.{task})");
+    }
+    Ok(Outcome::Done)
+}
+
+fn pack(args: &PackArgs) -> Result<Outcome> {
+    let model = Entry::open(&args.dir)?;
+    model.verify()?;
+    let mut names = vec![MANIFEST_FILE.to_owned(), model.manifest.file.clone()];
+    if args.dir.join("README.md").is_file() {
+        names.push("README.md".to_owned());
+    }
+    let manifest = bundle::Manifest {
+        bundle: bundle::FORMAT,
+        kind: bundle::Kind::Model,
+        name: model.manifest.name.clone(),
+        version: model.manifest.version.parse().map_err(Error::msg)?,
+        arch: None,
+        files: bundle::describe(&args.dir, &names)?,
+    };
+    let path = args.dir.join(bundle::MANIFEST_FILE);
+    let text = toml::to_string(&manifest)?;
+    // A signature is of these very bytes; what is signed already stays as it is.
+    if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+        let signature = args.dir.join(bundle::SIGNATURE_FILE);
+        if signature.exists() {
+            std::fs::remove_file(&signature)
+                .with_context(|| format!("cannot remove the old {}", signature.display()))?;
+        }
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let failed = || format!("cannot write {}", args.out.display());
+    let mut out = File::create(&args.out).with_context(failed)?;
+    bundle::pack(&args.dir, &mut out)?;
+    let mut out = File::open(&args.out).with_context(failed)?;
+    let (_, sha256) = bundle::copy_hashed(&mut out, &mut std::io::sink()).with_context(failed)?;
+    let signed = args.dir.join(bundle::SIGNATURE_FILE).exists();
+    say(&format!("{} {}", sha256, args.out.display()))?;
+    if !signed {
+        eprintln!("not signed; sign {} and pack again, or add it by its SHA-256", path.display());
+    }
+    Ok(Outcome::Done)
 }
 
 fn list(args: &ListArgs, common: &Common) -> Result<Outcome> {
     let dir = common.models()?;
     let mut outcome = Outcome::Done;
     let in_use: Vec<String> = match common.in_use() {
-        Ok(in_use) => in_use.entries().map(|e| e.manifest.name.clone()).collect(),
+        Ok(in_use) => in_use.entries().map(Entry::id).collect(),
         Err(error) => {
             eprintln!("error: {}", chain(&error));
             outcome = Outcome::Failed;
@@ -86,8 +249,10 @@ fn list(args: &ListArgs, common: &Common) -> Result<Outcome> {
     };
     for entry in dir.entries()? {
         match entry {
-            Ok(Entry { dir, manifest: m }) => {
-                let in_use = in_use.contains(&m.name);
+            Ok(entry) => {
+                let id = entry.id();
+                let Entry { dir, manifest: m } = entry;
+                let in_use = in_use.contains(&id);
                 if args.json {
                     say_json(&ListLine {
                         name: &m.name,
@@ -100,9 +265,9 @@ fn list(args: &ListArgs, common: &Common) -> Result<Outcome> {
                     })?;
                 } else {
                     let mark = if in_use { "*" } else { " " };
-                    let (name, version, task, licence) = (&m.name, &m.version, m.task, &m.licence);
+                    let (version, task, licence) = (&m.version, m.task, &m.licence);
                     say(&format!(
-                        "{mark} {name:<28} {version:<10} {:<10} {licence:<22} {}",
+                        "{mark} {id:<28} {version:<10} {:<10} {licence:<22} {}",
                         task.to_string(),
                         &m.sha256[..12]
                     ))?;

@@ -10,6 +10,7 @@ use pawlatch_core::eye::Eye;
 use pawlatch_core::vision::Localiser;
 
 use pawlatch::camera::{self, CameraSettings, Source};
+use pawlatch::clock::Clock;
 use pawlatch::journal::{Archive, Replayed};
 use pawlatch::models::InUse;
 use pawlatch::replay::{Moment, Player, Summary, Tally, in_words};
@@ -66,9 +67,19 @@ fn replay_source(args: &ReplayArgs, common: &Common) -> Result<Outcome> {
         return Err(Usage(format!("--fps {} should be 0.1 to 240", args.fps)).into());
     }
     let source: Source = args.source.parse()?;
-    let mut source =
-        camera::open(&CameraSettings { source: Some(source), fps: args.fps, repeat: false })?;
+    if matches!(source, Source::Live(_)) {
+        let told = format!("{source} is a camera; replay plays recordings");
+        return Err(Usage(told).into());
+    }
     let config = common.config()?;
+    let settings = CameraSettings {
+        source: Some(source),
+        fallback: None,
+        fps: args.fps,
+        repeat: false,
+        ..config.camera.clone()
+    };
+    let mut source = camera::open(&settings, Clock::start())?;
     let in_use = common.in_use_of(&config.models)?;
     let eye = Eye::new(config.gate.clone(), in_use.vision()?);
     let mut player = Player::new(eye, &config, args.at.clone());

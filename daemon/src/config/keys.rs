@@ -39,11 +39,17 @@ macro_rules! section {
 section! {
     /// Where pictures come from.
     CameraKeys {
-        /// Source: `dir:PATH` (a directory of pictures in name order), `file:PATH` (H.264 MP4,
-        /// animated GIF or WebP, or one picture), `sim:` (a simulated yard), `demo:` (the visits of
-        /// the demonstration, again and again), or a bare path.
-        /// `run` needs one.
+        /// Source: a camera (`v4l2:/dev/video0`, `rpicam:0`, `argus:0`, `rtsp://…`, `http://…`), a
+        /// recording (`dir:PATH`, `file:PATH`, a bare path), `sim:`, a simulated yard, or `demo:`,
+        /// the visits of the demonstration again and again;
+        /// docs/cameras.md has every form and option. `run` needs one.
         source: String = String::new(),
+        /// A second camera, used while the first gives nothing. Empty: none.
+        fallback: String = String::new(),
+        /// Degrees by which the picture must be turned clockwise to stand upright: 0, 90, 180, 270.
+        rotate: u64 = 0,
+        /// Whether left and right are exchanged after turning.
+        mirror: bool = false,
         /// Frames per second at which a directory or a simulated scene is played, 0.1 to 120. A
         /// video keeps its own time.
         fps: f64 = 10.0,
@@ -62,6 +68,9 @@ section! {
         classifier: String = String::new(),
         /// Name of the detector, which says where an animal is. Empty: as `active.toml` says.
         detector: String = String::new(),
+        /// Threads that the networks run on, up to 64. 0: as many as there are processor cores,
+        /// but one, which the camera and the control loop have for themselves.
+        threads: u64 = 0,
     }
 }
 
@@ -151,15 +160,44 @@ section! {
 section! {
     /// The latch.
     LatchKeys {
-        /// Which latch: `simulated`.
-        backend: String = "simulated".to_owned(),
+        /// What moves the bolt: `solenoid` (or a strike: current unlocks), `magnet` (current
+        /// locks), `servo`, `driven` (a motor opens and closes the door), or `simulated`.
+        kind: String = "simulated".to_owned(),
+        /// Its line: of the coil, or of the motor's opening direction, such as `GPIO17` or
+        /// `gpiochip1:5 active-low`.
+        line: String = String::new(),
+        /// `driven`: the line of the motor's closing direction.
+        close_line: String = String::new(),
+        /// Line that is active while the bolt is home (a driven door closed): a reed or a switch,
+        /// such as `GPIO22 pull-up active-low`. Empty: none; then set `feedback = false`.
+        locked_line: String = String::new(),
+        /// Line that is active while the bolt is drawn (a driven door open). Empty: none.
+        unlocked_line: String = String::new(),
+        /// `driven`: line that is active while something is in the way.
+        obstruction_line: String = String::new(),
+        /// `servo`: number of its PWM chip, as in `/sys/class/pwm/pwmchip0`, 0 to 255.
+        pwm_chip: u64 = 0,
+        /// `servo`: number of the channel on that chip, 0 to 255.
+        pwm_channel: u64 = 0,
+        /// `servo`: width of the pulses that lock, microseconds, 500 to 2500.
+        locked_us: u64 = 1_000,
+        /// `servo`: width of the pulses that unlock, microseconds, 500 to 2500.
+        unlocked_us: u64 = 2_000,
+        /// `solenoid`: how long it bears current without a break, milliseconds.
+        max_energised_ms: u64 = 30_000,
+        /// `solenoid`: share of the time it bears current in the long run, above 0, up to 1.
+        duty: f64 = 0.25,
+        /// `driven`: how long it warns before it closes, milliseconds, at least 1000.
+        warn_ms: u64 = 3_000,
+        /// How long a sensor must hold a level, milliseconds, up to 500.
+        debounce_ms: u64 = 20,
         /// Whether the latch reports its position.
         feedback: bool = true,
         /// Shortest time between locking and unlocking again, milliseconds. Locking never waits.
         dwell_ms: u64 = 300,
         /// Most times the latch is unlocked within a minute, 1 to 600: more burns its driver.
         max_unlocks_per_minute: u64 = 20,
-        /// Simulated latch: time from one end to the other, milliseconds.
+        /// Time from one end to the other, at most, milliseconds.
         travel_ms: u64 = 150,
         /// Simulated latch: how much later its sensor tells, milliseconds.
         feedback_delay_ms: u64 = 20,
@@ -169,6 +207,46 @@ section! {
         /// Simulated latch: file that keeps the bolt's position when the program ends, as a real
         /// bolt does. Empty: none.
         state_path: String = String::new(),
+    }
+}
+
+section! {
+    /// The lines of latch and panel.
+    LineKeys {
+        /// Which board: `rppal` (a Raspberry Pi up to 4), `gpiocdev` (any Linux), `auto` (the
+        /// first of these that is there), or `simulated`.
+        board: String = "auto".to_owned(),
+        /// `simulated`: directory with one file per line, `0` or `1`. Empty: kept in memory.
+        simulated_dir: String = String::new(),
+    }
+}
+
+section! {
+    /// What hangs at the door beside the latch. Each line may be empty: there is none.
+    PanelKeys {
+        /// The button: a tap opens once, a hold locks until held again, a long press, when let go,
+        /// holds open for `door.hold_open_for_ms`. Such as `GPIO27 pull-up active-low`.
+        button_line: String = String::new(),
+        /// How long the button is pressed for a hold, milliseconds.
+        hold_ms: u64 = 1_500,
+        /// How long for a long press, milliseconds.
+        long_ms: u64 = 5_000,
+        /// How long a press may last before the button counts as stuck, milliseconds.
+        stuck_ms: u64 = 15_000,
+        /// The passage beam, active while it is broken.
+        beam_line: String = String::new(),
+        /// A motion sensor, active while something moves: the networks then look at every frame.
+        motion_line: String = String::new(),
+        /// Red of the light; for a lamp of one colour any of the three.
+        red_line: String = String::new(),
+        /// Green of the light.
+        green_line: String = String::new(),
+        /// Blue of the light.
+        blue_line: String = String::new(),
+        /// A buzzer.
+        buzzer_line: String = String::new(),
+        /// How long a contact must hold a level, milliseconds, up to 500.
+        debounce_ms: u64 = 30,
     }
 }
 
@@ -270,6 +348,18 @@ section! {
 }
 
 section! {
+    /// Signed bundles, by which models and the program are replaced; see docs/updates.md.
+    UpdateKeys {
+        /// Directory of downloaded programs. It must be on a file system that programs may be
+        /// started from.
+        dir: String = "update".to_owned(),
+        /// Minisign public keys whose signatures are believed, each the second line of a `.pub`
+        /// file. Beside them, the key that the program was built with, if it was.
+        public_keys: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
     /// What is logged to stderr.
     LogKeys {
         /// Least level logged, or a filter in the notation of `tracing`: `error`, `warn`, `info`,
@@ -289,15 +379,18 @@ pub(super) struct Keys {
     pub evidence: EvidenceKeys,
     pub door: DoorKeys,
     pub latch: LatchKeys,
+    pub lines: LineKeys,
+    pub panel: PanelKeys,
     pub policy: PolicyKeys,
     pub journal: JournalKeys,
     pub page: PageKeys,
     pub mqtt: MqttKeys,
     pub notify: NotifyKeys,
+    pub update: UpdateKeys,
     pub log: LogKeys,
 }
 
-const SECTIONS: [(&str, SectionDoc); 13] = [
+const SECTIONS: [(&str, SectionDoc); 16] = [
     ("camera", CameraKeys::DOC),
     ("models", ModelKeys::DOC),
     ("approach", ApproachKeys::DOC),
@@ -305,11 +398,14 @@ const SECTIONS: [(&str, SectionDoc); 13] = [
     ("evidence", EvidenceKeys::DOC),
     ("door", DoorKeys::DOC),
     ("latch", LatchKeys::DOC),
+    ("lines", LineKeys::DOC),
+    ("panel", PanelKeys::DOC),
     ("policy", PolicyKeys::DOC),
     ("journal", JournalKeys::DOC),
     ("page", PageKeys::DOC),
     ("mqtt", MqttKeys::DOC),
     ("notify", NotifyKeys::DOC),
+    ("update", UpdateKeys::DOC),
     ("log", LogKeys::DOC),
 ];
 

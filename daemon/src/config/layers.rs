@@ -94,6 +94,20 @@ impl Layers {
         owner: Option<(&Path, &str)>,
         variables: Option<HashMap<String, String>>,
     ) -> Result<Self, ConfigError> {
+        Self::read_some(path, owner, variables, |_| true)
+    }
+
+    /// As [`Layers::read`], but these sections only; what else is written there is passed over.
+    pub(super) fn read_only(path: Option<&Path>, sections: &[&str]) -> Result<Self, ConfigError> {
+        Self::read_some(path, None, None, |section| sections.contains(&section))
+    }
+
+    fn read_some(
+        path: Option<&Path>,
+        owner: Option<(&Path, &str)>,
+        variables: Option<HashMap<String, String>>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, ConfigError> {
         let known = keys::defaults();
         let mut origins = HashMap::new();
         let mut merged = Merged::builder()
@@ -107,9 +121,11 @@ impl Layers {
         files.extend(owner.map(|(path, text)| (path, text.to_owned())));
         for (path, text) in files {
             // Parsed here for an error with its place in the text; the merging crate parses again.
-            text.parse::<toml::Table>()
+            let mut table = text
+                .parse::<toml::Table>()
                 .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
-            let file = File::from_str(&text, FileFormat::Toml);
+            table.retain(|section, _| wanted(section));
+            let file = File::from_str(&table.to_string(), FileFormat::Toml);
             let layer = file.collect().map_err(ConfigError::Merge)?;
             Check { origin: &path.display().to_string(), root: &known, origins: &mut origins }
                 .table(&layer, &known, "")?;
@@ -120,13 +136,11 @@ impl Layers {
             .separator("__")
             .try_parsing(true)
             .source(variables);
-        let layer = environment.collect().map_err(ConfigError::Merge)?;
-        Check { origin: ENVIRONMENT, root: &known, origins: &mut origins }.table(
-            &nested(layer),
-            &known,
-            "",
-        )?;
-        let merged = merged.add_source(environment).build().map_err(ConfigError::Merge)?;
+        let mut layer = nested(environment.collect().map_err(ConfigError::Merge)?);
+        layer.retain(|section, _| wanted(section));
+        Check { origin: ENVIRONMENT, root: &known, origins: &mut origins }
+            .table(&layer, &known, "")?;
+        let merged = merged.add_source(Nested(layer)).build().map_err(ConfigError::Merge)?;
         Ok(Self { merged, origins })
     }
 
@@ -185,6 +199,20 @@ fn nested(layer: Map<String, Value>) -> Map<String, Value> {
         }
     }
     sections
+}
+
+/// A layer that is already laid out in sections.
+#[derive(Debug, Clone)]
+struct Nested(Map<String, Value>);
+
+impl config::Source for Nested {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
 }
 
 /// Holds one layer against the known keys.

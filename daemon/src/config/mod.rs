@@ -1,10 +1,12 @@
 //! The configuration: what the owner writes, checked and turned once into the settings of each
 //! part. Defaults, then the file, then the environment.
 
+mod hardware;
 mod keys;
 mod layers;
 mod owner;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,10 +22,12 @@ pub use layers::ConfigError;
 pub use owner::{OWNER_FILE, OwnersWish, WishedApproach, WishedPolicy};
 
 use crate::appliance::TICK;
-use crate::camera::{CameraSettings, Source};
+use crate::camera::CameraSettings;
 use crate::journal::JournalSettings;
-use crate::latch::{LatchSettings, LeaseSettings, SimulatedSettings};
+use crate::latch::LatchSettings;
 use crate::owner::OwnerSettings;
+use crate::panel::PanelSettings;
+use hardware::Hardware;
 use keys::Keys;
 use layers::Layers;
 
@@ -42,6 +46,8 @@ pub struct Config {
     pub door: DoorSettings,
     /// The latch and its dead-man.
     pub latch: LatchSettings,
+    /// Button, beam, light.
+    pub panel: PanelSettings,
     /// Who may pass when.
     pub policy: Policy,
     /// The zone of the policy's schedules.
@@ -50,6 +56,8 @@ pub struct Config {
     pub journal: JournalSettings,
     /// The owner's surfaces: page, broker, messages.
     pub owner: OwnerSettings,
+    /// How models and the program are replaced.
+    pub update: UpdateSettings,
     /// Filter of the log in the notation of `tracing`.
     pub log_filter: String,
 }
@@ -63,6 +71,31 @@ pub struct ModelSettings {
     pub classifier: Option<String>,
     /// Name of the detector; `None` leaves it to `active.toml`.
     pub detector: Option<String>,
+    /// Threads that the networks run on; `None`: one fewer than the processor has cores.
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl ModelSettings {
+    /// Starts the threads that the networks run on. Whole inferences belong inside
+    /// ([`rayon::ThreadPool::install`]), so that no layer waits for a thread to hop to.
+    ///
+    /// # Errors
+    /// If the system gives no more threads.
+    pub fn pool(&self) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.map_or((cores - 1).max(1), usize::from);
+        let name = |n| format!("networks {n}");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()
+    }
+}
+
+/// How models and the program are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateSettings {
+    /// Directory of downloaded programs.
+    pub dir: PathBuf,
+    /// Minisign public keys that are believed.
+    pub public_keys: Vec<String>,
 }
 
 impl Config {
@@ -88,14 +121,20 @@ impl Config {
         Self::from_layers(&Layers::read_all(path, Some(variables))?)
     }
 
+    /// The latch alone, of a configuration whose other sections may be wrong: what must be locked
+    /// does not depend on them.
+    ///
+    /// # Errors
+    /// If the sections `latch` and `lines` cannot be used either.
+    pub fn load_latch(path: Option<&Path>) -> Result<LatchSettings, ConfigError> {
+        hardware::latch_alone(&Layers::read_only(path, &["latch", "lines"])?)
+    }
+
     fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
         let keys = layers.keys()?;
         check_ranges(&keys, layers)?;
         check_together(&keys, layers)?;
-        let source = (!keys.camera.source.is_empty())
-            .then(|| keys.camera.source.parse::<Source>())
-            .transpose()
-            .map_err(|e| layers.wrong("camera.source", &keys.camera.source, &e.to_string()))?;
+        let hardware = Hardware::parse(&keys, layers)?;
         let time_zone = match keys.policy.time_zone.as_str() {
             "" => TimeZone::system(),
             name => TimeZone::get(name).map_err(|_| {
@@ -103,11 +142,11 @@ impl Config {
             })?,
         };
         let owner = owner::settings(&keys, layers)?;
-        Ok(Self { time_zone, owner, ..Self::from_keys(keys, source) })
+        Ok(Self { time_zone, owner, ..Self::from_keys(keys, &hardware) })
     }
 
     /// The settings that follow from valid keys.
-    fn from_keys(keys: Keys, source: Option<Source>) -> Self {
+    fn from_keys(keys: Keys, hardware: &Hardware) -> Self {
         let budget = ErrorBudget {
             false_accept: keys.evidence.false_accept as f32,
             false_reject: keys.evidence.false_reject as f32,
@@ -116,15 +155,14 @@ impl Config {
         let optional = |name: String| (!name.is_empty()).then_some(name);
         let door = door_settings(&keys, budget);
         Self {
-            camera: CameraSettings {
-                source,
-                fps: keys.camera.fps as f32,
-                repeat: keys.camera.repeat,
-            },
+            camera: hardware.camera(&keys),
+            panel: hardware.panel(&keys),
+            latch: hardware.latch(&keys.latch, door.lease),
             models: ModelSettings {
                 dir: keys.models.dir.into(),
                 classifier: optional(keys.models.classifier),
                 detector: optional(keys.models.detector),
+                threads: NonZeroUsize::new(keys.models.threads as usize),
             },
             gate: GateSettings {
                 approach: approach.clone(),
@@ -143,19 +181,6 @@ impl Config {
                 believe: Score::clamped(keys.evidence.believe as f32),
                 approach,
             },
-            latch: LatchSettings {
-                lease: LeaseSettings {
-                    longest: door.lease,
-                    dwell: ms(keys.latch.dwell_ms),
-                    max_unlocks_per_minute: keys.latch.max_unlocks_per_minute as usize,
-                },
-                simulated: SimulatedSettings {
-                    travel: ms(keys.latch.travel_ms),
-                    feedback_delay: ms(keys.latch.feedback_delay_ms),
-                    jam_every: keys.latch.jam_every,
-                    state_path: optional(keys.latch.state_path).map(Into::into),
-                },
-            },
             door,
             policy: Policy::new(keys.policy.rules),
             time_zone: TimeZone::system(),
@@ -164,6 +189,10 @@ impl Config {
                 budget_bytes: keys.journal.budget_mb * 1_000_000,
             },
             owner: OwnerSettings::default(),
+            update: UpdateSettings {
+                dir: keys.update.dir.into(),
+                public_keys: keys.update.public_keys,
+            },
             log_filter: keys.log.filter,
         }
     }
@@ -171,7 +200,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::from_keys(Keys::default(), None)
+        Self::from_keys(Keys::default(), &Hardware::default())
     }
 }
 
@@ -247,10 +276,16 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted((1..=1_000_000).contains(&budget), "journal.budget_mb", &budget, expected)?;
     let unlocks = keys.latch.max_unlocks_per_minute;
     wanted((1..=600).contains(&unlocks), "latch.max_unlocks_per_minute", &unlocks, "1 to 600")?;
-    let backend = &keys.latch.backend;
-    wanted(backend == "simulated", "latch.backend", backend, "simulated")?;
+    let threads = keys.models.threads;
+    wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
+    wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
+    for (n, key) in keys.update.public_keys.iter().enumerate() {
+        let ok = minisign_verify::PublicKey::from_base64(key).is_ok();
+        let expected = "the second line of a minisign .pub file";
+        wanted(ok, &format!("update.public_keys[{n}]"), key, expected)?;
+    }
     let filter = &keys.log.filter;
     let known = filter.parse::<tracing_subscriber::filter::EnvFilter>().is_ok();
     wanted(known, "log.filter", filter, "error, warn, info, debug, trace or a tracing filter")?;
@@ -304,8 +339,11 @@ fn check_together(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     least("door.fresh_for_ms", door.fresh_for_ms, 2 * tick, "two control periods")?;
     let silent = door.latch_silent_after_ms;
     least("door.latch_silent_after_ms", silent, 4 * tick, "four control periods")?;
-    let travel = keys.latch.travel_ms + keys.latch.feedback_delay_ms + 2 * tick;
-    least("door.relock_within_ms", door.relock_within_ms, travel, "as long as the latch travels")?;
+    if keys.latch.kind == "simulated" {
+        let travel = keys.latch.travel_ms + keys.latch.feedback_delay_ms + 2 * tick;
+        let why = "as long as the latch travels";
+        least("door.relock_within_ms", door.relock_within_ms, travel, why)?;
+    }
     let lost = door.camera_lost_after_ms;
     least("door.camera_lost_after_ms", lost, door.fresh_for_ms, "door.fresh_for_ms")?;
     least("door.hold_open_for_ms", door.hold_open_for_ms, door.lease_ms + 1, "the lease")?;

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-fn load(text: &str) -> Result<Config, ConfigError> {
+pub(super) fn load(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pawlatch.toml");
     fs::write(&path, text).unwrap();
@@ -12,7 +12,7 @@ fn load(text: &str) -> Result<Config, ConfigError> {
 
 /// The error of `text` must contain all of `parts`.
 #[track_caller]
-fn refuses(text: &str, parts: &[&str]) {
+pub(super) fn refuses(text: &str, parts: &[&str]) {
     let error = load(text).expect_err(text);
     let mut told = error.to_string();
     if let Some(source) = std::error::Error::source(&error) {
@@ -53,6 +53,15 @@ fn the_defaults_are_those_of_the_core() {
     assert_eq!(config.tracks, TrackSettings::default());
     assert_eq!(config.gate, GateSettings::default());
     assert_eq!(config.policy, Policy::default());
+}
+
+#[test]
+fn the_networks_run_on_as_many_threads_as_asked_for_and_else_leave_a_core_free() {
+    let pool = load("[models]\nthreads = 3").unwrap().models.pool().unwrap();
+    assert_eq!(pool.current_num_threads(), 3);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = Config::default().models.pool().unwrap();
+    assert_eq!(pool.current_num_threads(), (cores - 1).max(1));
 }
 
 #[test]
@@ -105,9 +114,9 @@ fn values_out_of_range_or_at_odds_are_refused() {
     refuses("[door]\nopen_for_ms = 86400001", &["a day"]);
     refuses("[camera]\nfps = 0", &["camera.fps"]);
     refuses("[camera]\nfps = 0.5", &["door.fresh_for_ms", "at least 2000"]);
-    refuses("[camera]\nsource = \"ftp:x\"", &["camera.source", "ftp:x"]);
+    refuses("[camera]\nsource = \"ftp:x\"", &["camera.source", "no such kind"]);
     refuses("[journal]\nbudget_mb = 0", &["journal.budget_mb"]);
-    refuses("[latch]\nbackend = \"magic\"", &["latch.backend", "magic", "simulated"]);
+    refuses("[models]\nthreads = 65", &["models.threads", "is 65;", "up to 64"]);
     refuses("[log]\nfilter = \"a=b=c\"", &["log.filter"]);
     refuses("[policy]\ntime_zone = \"Mars/Base\"", &["policy.time_zone", "Mars/Base"]);
     refuses("[approach]\npolygon = [[0, 0], [1, 1]]", &["approach.polygon", "2 points"]);

@@ -361,8 +361,19 @@ fn migrate(
     Ok(())
 }
 
-/// Moves a damaged database and its files out of the way; returns where the database is now.
+/// Moves a damaged database and its files out of the way; returns where the database is now. One
+/// set is kept: what was set aside before goes, so that a failing disk does not fill up.
 fn set_aside(dir: &Path) -> Result<PathBuf, JournalError> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("damaged-") {
+            let path = entry.path();
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(%error, path = %path.display(), "an old damaged journal stays");
+            }
+        }
+    }
     let stamp = Timestamp::now().as_millisecond();
     let move_away = |name: &str, new: &str| {
         let (from, to) = (dir.join(name), dir.join(new));

@@ -4,10 +4,13 @@
 //! ([`Leased`], on its own thread as [`LatchThread`]) owns the latch, drives it, and locks by
 //! itself when the wish lapses, when whoever wishes is gone, and when it ends, however it ends.
 
+mod actuator;
+mod driven;
 mod lease;
 mod leased;
 mod simulated;
 mod thread;
+mod wired;
 
 use std::time::Duration;
 
@@ -16,10 +19,14 @@ use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::lines::{self, BoardSettings, LineError};
+pub use actuator::{CoilSettings, ServoSettings};
+pub use driven::DrivenSettings;
 pub use lease::{Lease, LeaseSettings};
 pub use leased::Leased;
 pub use simulated::{SimulatedLatch, SimulatedSettings};
 pub use thread::LatchThread;
+pub use wired::{Mover, WiredLatch, WiredSettings};
 
 /// What a latch can be driven to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,6 +71,9 @@ pub enum LatchError {
     /// The backend failed.
     #[error("the latch does not answer: {0}")]
     Silent(String),
+    /// A line failed, or cannot be had.
+    #[error("the latch cannot be driven")]
+    Line(#[from] LineError),
     /// It was told to lock and was not seen locked.
     #[error("the latch was told to lock and after {} ms it is {position:?}: look at the door", within.as_millis())]
     NotLocked {
@@ -79,15 +89,24 @@ pub enum LatchError {
 pub struct LatchSettings {
     /// Limits of the dead-man.
     pub lease: LeaseSettings,
+    /// The real latch; `None`: the simulated one.
+    pub wired: Option<WiredSettings>,
+    /// The board its lines are on.
+    pub board: BoardSettings,
     /// The simulated latch.
     pub simulated: SimulatedSettings,
 }
 
-/// Opens the configured latch. Its bolt is left where it is.
+/// Opens the configured latch. A real one's lines are at their locked level from the first moment;
+/// the simulated one's bolt is left where it is.
 ///
 /// # Errors
-/// If the backend cannot be opened.
+/// If a line cannot be had.
 pub fn open(settings: &LatchSettings) -> Result<Box<dyn Latch>, LatchError> {
+    if let Some(wired) = &settings.wired {
+        let board = lines::board(&settings.board)?;
+        return Ok(Box::new(WiredLatch::open(board.as_ref(), wired)?));
+    }
     Ok(Box::new(SimulatedLatch::new(settings.simulated.clone())))
 }
 

@@ -27,6 +27,7 @@ mod layout;
 mod map;
 mod ops;
 mod parallel;
+mod peak;
 mod planes;
 mod post;
 mod profile;
@@ -39,6 +40,7 @@ mod zoo_tests;
 
 use tract_onnx::prelude::*;
 
+pub use peak::multiply_adds;
 pub use profile::{OpTime, profile};
 pub use simd::Isa;
 

@@ -1,0 +1,194 @@
+# The proofs, in the guest. Every line "PASS" or "FAIL" is one; the rest is told for the record.
+# Which run, the kernel's command line says: door.proofs=all | reboot | short
+set -u
+RUN=$(sed -n 's/.*door\.proofs=\([a-z]*\).*/\1/p' /proc/cmdline)
+passed=0 failed=0
+ms() { local t; read -r t _ < /proc/uptime; t=${t/./}; echo $((10#$t * 10)); }
+say() { echo "[$(($(ms) / 1000)) s] $*"; }
+check() { # NAME WANTED GOT [DETAIL]
+    if [ "$2" = "$3" ]; then passed=$((passed + 1)); say "PASS $1${4:+ ($4)}"
+    else failed=$((failed + 1)); say "FAIL $1: $3 instead of $2${4:+ ($4)}"; fi
+}
+latch() { cat /run/lines/sim_gpio17/value; }
+wait_for() { # SECONDS COMMAND...: whether it came true
+    local until=$(($(ms) + $1 * 1000)); shift
+    while [ "$(ms)" -lt $until ]; do "$@" && return 0; sleep 0.1; done
+    return 1
+}
+came() { "$@" && echo yes || echo no; }
+is() { [ "$(latch)" = "$1" ]; }
+said() { journalctl -u pawlatch --no-pager -o cat --since "@$MARK" 2> /dev/null | grep -q -- "$1"; }
+mark() { sleep 1.1; MARK=$(date +%s); }
+last() { journalctl -u pawlatch --no-pager -o cat --since "@$MARK" | tail -"${1:-6}" | cut -c1-180; }
+scene() { ln -sfn "/usr/share/frames/$1.yuyv" /run/scene.new; mv -T /run/scene.new /run/scene; }
+feeder() { # start the camera's pictures
+    setsid sim feed /dev/video0 640 480 5 /run/scene < /dev/null > /run/feeder.log 2>&1 &
+    FEEDER=$!
+    sleep 1
+}
+press() { echo pull-down > /run/lines/sim_gpio27/pull; sleep "$1"; echo pull-up > /run/lines/sim_gpio27/pull; }
+beam() { echo "pull-$1" > /run/lines/sim_gpio23/pull; }
+in_service() { said "in service" || said "the fault is gone"; }
+start() { mark; systemctl reset-failed pawlatch; systemctl start pawlatch; check "$1: the door is in service" yes "$(came wait_for 120 said 'in service')"; }
+# The light: what red, green and blue did in the last seconds, as the logic analyser saw it.
+lit() { awk -v now="$(ms)" -v name="$1" '$2 == name && $1 > now - 6000 && $3 == 1 { n++ } END { print n + 0 }' /run/lines.log; }
+
+say "kernel $(uname -r) $(uname -m), $(systemctl --version | head -1), $(nproc) processors"
+modprobe v4l2loopback devices=1 video_nr=0 exclusive_caps=1 card_label=doorcam
+v4l2-ctl -d0 -c keep_format=1,sustain_framerate=1 > /dev/null 2>&1
+scene empty
+feeder
+udevadm settle
+ls -l /dev/video0 /dev/gpiochip* | sed 's/^/    /'
+
+say "== 4: before the daemon"
+lock_at=$(systemctl show -P ActiveEnterTimestampMonotonic pawlatch-lock)
+check "pawlatch-lock.service has locked" "success active" "$(systemctl show -P Result pawlatch-lock) $(systemctl show -P ActiveState pawlatch-lock)" "at $((lock_at / 1000)) ms"
+journalctl -u pawlatch-lock --no-pager -o cat | tail -3 | sed 's/^/    /'
+check "the latch's line is inactive" 0 "$(latch)"
+
+if [ "$RUN" = reboot ]; then
+    check "the journal of the killed machine opens" yes "$(came pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1)" "$(wc -l < /run/events.txt) lines"
+    started=$(ms)
+    start "after the kill"
+    check "the latch's line was never active" 0 "$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)"
+    say "== done: $passed passed, $failed failed"; sync; systemctl poweroff --force --force; exit
+fi
+
+say "== bad input"
+for pair in "PAWLATCH__LATCH__LINE=GPIO99|no chip has a line of that name" \
+    "PAWLATCH__LATCH__LINE=gpiochip0:77|there is no line" \
+    "PAWLATCH__PANEL__BEAM_LINE=GPIO17|another line" \
+    "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video7|is not there" \
+    "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video0?format=nv12|no format nv12" \
+    "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video0?rate=60|rate"; do
+    told=$(env "${pair%%|*}" timeout 120 pawlatch check --config /etc/pawlatch/pawlatch.toml 2>&1 > /dev/null | tr '\n' ' ')
+    check "check refuses ${pair%%|*}" yes "$(came grep -q -- "${pair##*|}" <<< "$told")" "${told:0:220}"
+done
+told=$(runuser -u nobody -- pawlatch check --config /etc/pawlatch/pawlatch.toml 2>&1 > /dev/null | tr '\n' ' ')
+check "without permission it says so" yes "$(came grep -qiE 'may not be opened|cannot read' <<< "$told")" "${told:0:160}"
+check "camera test measures the camera" yes "$(came pawlatch camera test v4l2:/dev/video0 --seconds 3 --json)"
+pawlatch camera test v4l2:/dev/video0 --seconds 3 | sed 's/^/    /'
+pawlatch latch test --config /etc/pawlatch/pawlatch.toml --rounds 2 --open-ms 300 > /run/latch-test.txt; check "latch test sees the bolt follow" 0 $?
+sed 's/^/    /' /run/latch-test.txt
+
+say "== 1: pictures"
+start "first start"
+pid=$(systemctl show -P MainPID pawlatch)
+check "a line held by the door is refused to others" yes "$(came grep -q 'held by' <<< "$(pawlatch latch test --config /etc/pawlatch/pawlatch.toml 2>&1)")"
+for who in cat person_dog empty; do
+    before=$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)
+    mark; scene $who; sleep "${LOOK:-60}"
+    after=$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)
+    check "$who: the line stays inactive" "$before" "$after"
+    [ $who = cat ] && check "cat: refused, and the light is red" yes "$(came said 'kept shut: cat')" "red came on $(lit red) times in 6 s"
+    last 3 | sed 's/^/    /'
+done
+scene empty; sleep 8
+mark; t0=$(ms); scene dog
+check "dog: the line goes active" yes "$(came wait_for 300 is 1)" "after $(($(ms) - t0)) ms, emulated"
+check "dog: the log says for whom" yes "$(came wait_for 5 said 'unlocked for the dog')"
+sleep 1; check "dog: the light is green" 1 "$(cat /run/lines/sim_gpio6/value)"
+beam down; sleep 1; scene empty; sleep 1; beam up
+check "passage beam: relocks when the passage is clear" yes "$(came wait_for 20 is 0)"
+check "and says so" yes "$(came wait_for 10 said 'the passage is clear again')"
+last 6 | sed 's/^/    /'
+scene dog; mark
+check "dog again" yes "$(came wait_for 300 is 1)"
+check "nobody comes: inactive again" yes "$(came wait_for 60 is 0)"
+scene empty; sleep 5
+
+say "== 6: bolt and button"
+wait_for 60 said "locked"; mark
+press 0.3; check "tap: opens once" yes "$(came wait_for 10 is 1)"
+check "tap: and locks again" yes "$(came wait_for 60 is 0)"; sleep 4
+mark; press 2; check "hold: held locked" yes "$(came wait_for 10 said 'held locked')"
+mark; press 2; check "hold again: back to the rules" yes "$(came wait_for 10 said 'back to the rules')"
+mark; press 6; check "long: held open" yes "$(came wait_for 10 said 'held open')"
+check "long: the line is active" yes "$(came wait_for 5 is 1)"
+touch /run/jam
+mark; press 0.3
+check "bolt that stays out: locked again and again" yes "$(came wait_for 40 said 'did not lock (attempt 2)')"
+check "bolt that stays out: fault" yes "$(came wait_for 20 said 'did not lock twice')"
+sleep 1; check "bolt that stays out: the light says fault" yes "$(came [ "$(lit red)" -ge 2 ])" "red came on $(lit red) times in 6 s"
+last 8 | sed 's/^/    /'
+rm /run/jam; sleep 3; press 2; mark; sleep 1; press 2
+check "freed and acknowledged: in service" yes "$(came wait_for 30 said 'the fault is gone')"
+sleep 3; systemctl is-active pawlatch | sed 's/^/    /'
+mark; press 2; sleep 2
+
+say "== 2: the process ends"
+systemctl stop pawlatch; start "before the kill"
+press 0.3; wait_for 10 is 1; pid=$(systemctl show -P MainPID pawlatch); t0=$(ms); mark
+kill -KILL "$pid"
+check "SIGKILL while unlocked: inactive" yes "$(came wait_for 10 is 0)" "after $(($(ms) - t0)) ms"
+check "SIGKILL: ExecStopPost has locked" yes "$(came wait_for 10 said '^locked$')"
+check "SIGKILL: started again" yes "$(came wait_for 120 said 'in service')"
+press 0.3; wait_for 10 is 1; pid=$(systemctl show -P MainPID pawlatch); t0=$(ms); mark
+kill -STOP "$pid"
+check "SIGSTOP while unlocked: inactive when the watchdog has ended it" yes "$(came wait_for 60 is 0)" "after $(($(ms) - t0)) ms, watchdog 20 s"
+check "SIGSTOP: started again" yes "$(came wait_for 180 said 'in service')"
+mkdir -p /run/systemd/system/pawlatch.service.d
+printf '[Service]\nEnvironment=PAWLATCH__LATCH__KIND=magic\n' > /run/systemd/system/pawlatch.service.d/bad.conf
+systemctl daemon-reload; mark; systemctl restart pawlatch; sleep 8
+check "a start that fails: inactive, and locked by the unit" "0 yes" "$(latch) $(came said 'locked')"
+last 4 | sed 's/^/    /'
+rm /run/systemd/system/pawlatch.service.d/bad.conf; systemctl daemon-reload; systemctl stop pawlatch
+
+say "== 3: the camera goes"
+start "before the camera goes"
+mark; kill -STOP $FEEDER
+check "feeder stalled, reads block: fault" yes "$(came wait_for 120 said 'no picture from the camera')"
+check "stalled: locked" 0 "$(latch)"
+check "stalled: the light says fault" yes "$(came [ "$(sleep 6; lit red)" -ge 2 ])"
+last 4 | sed 's/^/    /'
+mark; kill -CONT $FEEDER
+check "feeder again: recovers by itself" yes "$(came wait_for 180 said 'the fault is gone')"
+mark; touch /run/scene.same
+check "the same frame for ever: fault" yes "$(came wait_for 90 said 'cannot be used')"
+rm /run/scene.same; mark
+check "new frames: recovers by itself" yes "$(came wait_for 90 said 'the fault is gone')"
+systemctl stop pawlatch
+modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2; udevadm settle
+VIVID=$(for v in /dev/video*; do v4l2-ctl -d "$v" --info 2> /dev/null | grep -q vivid && echo "$v"; done | head -1)
+printf '[Service]\nEnvironment=PAWLATCH__CAMERA__SOURCE=v4l2:%s\n' "$VIVID" > /run/systemd/system/pawlatch.service.d/vivid.conf
+systemctl daemon-reload
+pawlatch camera test "v4l2:$VIVID" --seconds 3 | sed 's/^/    /'
+start "with vivid at $VIVID"
+sleep 20; check "test pattern: the line stays inactive" 0 "$(latch)"
+mark; v4l2-ctl -d "$VIVID" -c disconnect=1 2> /dev/null || v4l2-ctl -d "$VIVID" --set-ctrl=0x00f0f006=1
+check "unplugged (vivid's disconnect): the camera is missed" yes "$(came wait_for 60 said 'no pictures')"
+check "unplugged: fault" yes "$(came wait_for 90 said 'no picture from the camera')"
+last 4 | sed 's/^/    /'
+rmmod vivid 2> /dev/null; sleep 3; rmmod vivid 2> /dev/null
+mark; modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2
+check "plugged in again: recovers by itself" yes "$(came wait_for 120 said 'the fault is gone')"
+systemctl stop pawlatch; rm /run/systemd/system/pawlatch.service.d/vivid.conf; systemctl daemon-reload
+
+say "== 5: disk and clock"
+start "before the clock jumps"
+now=$(date +%s); date -s "@$((now - 31536000))" > /dev/null; sleep 4
+check "a year back: runs on" active "$(systemctl is-active pawlatch)"
+date -s "@$((now + 31536000))" > /dev/null; sleep 4
+check "a year forward: runs on" active "$(systemctl is-active pawlatch)"
+date -s "@$now" > /dev/null; sleep 2
+mark; scene empty
+if mountpoint -q /var/lib/pawlatch; then
+    dd if=/dev/zero of=/var/lib/pawlatch/fill bs=1M > /dev/null 2>&1; sync
+    press 0.3
+    check "disk full: fault, or decides on what fits" yes "$(came wait_for 40 said 'nothing can be recorded\|unlocked by the owner')"
+    check "disk full: still running" active "$(systemctl is-active pawlatch)"
+    last 4 | sed 's/^/    /'
+    rm /var/lib/pawlatch/fill; wait_for 60 is 0; sleep 3
+    mark; mount -o remount,ro /var/lib/pawlatch 2> /dev/null || say "    cannot be made read-only while written to"
+    press 0.3; sleep 8
+    check "read-only: still running" active "$(systemctl is-active pawlatch)"
+    last 4 | sed 's/^/    /'
+    mount -o remount,rw /var/lib/pawlatch; wait_for 60 is 0
+fi
+pawlatch doctor --config /etc/pawlatch/pawlatch.toml 2>&1 | sed 's/^/    /'
+systemd-analyze security --no-pager pawlatch.service 2> /dev/null | tail -1 | sed 's/^/    /'
+say "== done: $passed passed, $failed failed"
+sync
+[ "$RUN" = short ] || { start "to be killed with the machine"; press 0.3; wait_for 10 is 1; say "ready to be killed, unlocked"; sleep 600; }
+systemctl poweroff --force --force

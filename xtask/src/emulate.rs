@@ -1,0 +1,311 @@
+//! The door on an emulated board: a real kernel, real V4L2 and GPIO devices, the shipped
+//! units, real photographs.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use image::imageops::FilterType;
+
+/// Prove the door on an emulated board; writes docs/emulation.md.
+///
+/// Needs qemu, what the head of xtask/emulate/prepare.sh lists, and the photographs in
+/// ../shared/data; for arm64 a cross compiler and a standard library for
+/// aarch64-unknown-linux-gnu. Takes a quarter of an hour and more, on top of the first build.
+#[derive(Args)]
+pub struct Emulate {
+    /// Directory to work in.
+    #[arg(long, default_value = "target/emulate")]
+    dir: PathBuf,
+    /// Processor of the board. amd64 is quick where /dev/kvm is; arm64 is what the door runs on.
+    #[arg(long, value_enum, default_value_t = Arch::Arm64)]
+    arch: Arch,
+    /// The program, built for that processor with the feature `hardware`; built if absent.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Only what needs no kill and second start of the machine.
+    #[arg(long)]
+    short: bool,
+}
+
+/// Processor of the emulated board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arch {
+    /// As a Raspberry Pi or a Jetson.
+    Arm64,
+    /// As this machine.
+    Amd64,
+}
+
+impl Arch {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Arm64 => "arm64",
+            Self::Amd64 => "amd64",
+        }
+    }
+
+    const fn target(self) -> &'static str {
+        match self {
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+        }
+    }
+
+    /// The emulator with its machine, and the name of its console.
+    fn machine(self) -> (&'static str, Vec<&'static str>, &'static str) {
+        let tcg = ["-accel", "tcg,thread=multi"];
+        match self {
+            Self::Arm64 => {
+                let machine = ["-M", "virt,gic-version=3", "-cpu", "cortex-a72"];
+                ("qemu-system-aarch64", [&machine[..], &tcg].concat(), "ttyAMA0")
+            }
+            Self::Amd64 if File::open("/dev/kvm").is_ok() => {
+                let machine = vec!["-M", "q35", "-cpu", "host", "-accel", "kvm"];
+                ("qemu-system-x86_64", machine, "ttyS0")
+            }
+            Self::Amd64 => {
+                let machine = ["-M", "q35", "-cpu", "max"];
+                ("qemu-system-x86_64", [&machine[..], &tcg].concat(), "ttyS0")
+            }
+        }
+    }
+}
+
+/// Size of the camera's pictures.
+const SIZE: (u32, u32) = (640, 480);
+/// Longest the guest may take.
+const GUEST_LIMIT: Duration = Duration::from_secs(3_600);
+/// What the photographs show, and how they are found: directory below ../shared/data, and which.
+const SCENES: [(&str, &str); 3] =
+    [("dog", "classify/val/dog"), ("cat", "classify/val/cat"), ("empty", "")];
+
+/// Runs it.
+pub fn run(args: &Emulate, root: &Path) -> Result<()> {
+    let dir = std::path::absolute(&args.dir)?;
+    fs::create_dir_all(&dir)?;
+    let script = |name: &str, arguments: &[&Path]| -> Result<()> {
+        let status = Command::new("bash")
+            .arg(root.join("xtask/emulate").join(name))
+            .args(arguments)
+            .env("CROSS", &dir)
+            .env("ARCH", args.arch.name())
+            .current_dir(root)
+            .status()?;
+        ensure!(status.success(), "xtask/emulate/{name} failed");
+        Ok(())
+    };
+    script("prepare.sh", &[])?;
+    let program = match &args.program {
+        Some(program) => std::path::absolute(program)?,
+        None => build(root, args.arch)?,
+    };
+    let frames = dir.join("frames");
+    make_frames(&root.join("../shared/data"), &frames)?;
+    let _ = fs::remove_file(dir.join("guest").join(args.arch.name()).join("disk.img"));
+    script("guest.sh", &[&program, &frames])?;
+    let mut report = String::new();
+    if args.short {
+        report.push_str(&boot(&dir, args.arch, "short", None)?);
+    } else {
+        report.push_str(&boot(&dir, args.arch, "all", Some("ready to be killed"))?);
+        report.push_str(&boot(&dir, args.arch, "reboot", None)?);
+    }
+    let failed = report.lines().filter(|line| line.contains("] FAIL ")).count();
+    fs::write(root.join("docs/emulation.md"), document(args.arch, &report))?;
+    ensure!(failed == 0, "{failed} proofs failed; docs/emulation.md says which");
+    Ok(())
+}
+
+/// The program as it is shipped. `RUSTC`, linker and bindgen variables come from the environment.
+fn build(root: &Path, arch: Arch) -> Result<PathBuf> {
+    let target = arch.target();
+    let args = ["build", "--release", "--package", "pawlatch", "--features", "hardware"];
+    crate::cargo(root, args.into_iter().chain(["--target", target]))?;
+    let dir = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    Ok(dir.join(target).join("release/pawlatch"))
+}
+
+/// Writes the camera's pictures: YUYV, BT.601 with limited range.
+fn make_frames(data: &Path, frames: &Path) -> Result<()> {
+    fs::create_dir_all(frames)?;
+    for (name, place) in SCENES {
+        let picture = if place.is_empty() { yard() } else { first_photo(&data.join(place))? };
+        fs::write(frames.join(format!("{name}.yuyv")), yuyv(&picture))?;
+    }
+    // Somebody beside the dog: the dog on the left, a person's photograph on the right.
+    let mut both = first_photo(&data.join(SCENES[0].1))?;
+    let person = person(data)?;
+    let half = SIZE.0 / 2;
+    for (x, y, pixel) in both.enumerate_pixels_mut().filter(|(x, ..)| *x >= half) {
+        *pixel = *person.get_pixel(x - half / 2, y);
+    }
+    fs::write(frames.join("person_dog.yuyv"), yuyv(&both))?;
+    Ok(())
+}
+
+/// A lawn with a fence: structure, and nobody.
+fn yard() -> image::RgbImage {
+    image::RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| {
+        let speckle = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(40_503)) >> 7 & 15;
+        let fence = y > 120 && y < 260 && x % 40 < 26;
+        let [r, g, b] = if fence {
+            [122, 92, 64]
+        } else if y <= 180 {
+            [150, 178, 205]
+        } else {
+            [70, 118, 58]
+        };
+        image::Rgb([r, g, b].map(|c| c + speckle as u8))
+    })
+}
+
+fn first_photo(dir: &Path) -> Result<image::RgbImage> {
+    let mut names: Vec<PathBuf> = fs::read_dir(dir)
+        .with_context(|| format!("cannot list {}", dir.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    names.sort();
+    let name = names.first().with_context(|| format!("{} is empty", dir.display()))?;
+    Ok(fill(&image::open(name)?.to_rgb8()))
+}
+
+/// A photograph in which a person is boxed, and no dog.
+fn person(data: &Path) -> Result<image::RgbImage> {
+    let text = fs::read_to_string(data.join("detect/annotations.json"))?;
+    let all: serde_json::Value = serde_json::from_str(&text)?;
+    let id = |name: &str| {
+        let named = |c: &&serde_json::Value| c["name"] == name;
+        all["categories"].as_array()?.iter().find(named)?["id"].as_u64()
+    };
+    let (person, none) = (id("person").context("no persons are boxed")?, Vec::new());
+    let boxes = all["annotations"].as_array().unwrap_or(&none);
+    let large = boxes
+        .iter()
+        .filter(|b| b["category_id"].as_u64() == Some(person))
+        .max_by(|a, b| area(a).total_cmp(&area(b)))
+        .context("no person is boxed")?;
+    let image = all["images"].as_array().unwrap_or(&none);
+    let file = image.iter().find(|image| image["id"] == large["image_id"]);
+    let file = file.and_then(|f| f["file_name"].as_str()).context("the photograph is missing")?;
+    let path = [data.join("detect").join(file), data.join("detect/images").join(file)];
+    let path = path.into_iter().find(|path| path.is_file()).context("the photograph is missing")?;
+    Ok(fill(&image::open(path)?.to_rgb8()))
+}
+
+fn area(annotation: &serde_json::Value) -> f64 {
+    let side = |n: usize| annotation["bbox"][n].as_f64().unwrap_or(0.0);
+    side(2) * side(3)
+}
+
+/// The picture's middle, as large as the camera's.
+fn fill(picture: &image::RgbImage) -> image::RgbImage {
+    let filled = image::DynamicImage::ImageRgb8(picture.clone());
+    filled.resize_to_fill(SIZE.0, SIZE.1, FilterType::CatmullRom).to_rgb8()
+}
+
+fn yuyv(picture: &image::RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(picture.len() / 3 * 2);
+    for pair in picture.as_raw().as_chunks::<6>().0 {
+        let coded = [&pair[..3], &pair[3..]].map(|rgb| {
+            let [r, g, b] = [rgb[0], rgb[1], rgb[2]].map(|v| f64::from(v) / 255.0);
+            let y = 0.299 * r + 0.587 * g + 0.114 * b;
+            [16.0 + 219.0 * y, 128.0 + 224.0 * (b - y) / 1.772, 128.0 + 224.0 * (r - y) / 1.402]
+        });
+        let [[y0, u0, v0], [y1, u1, v1]] = coded;
+        bytes.extend([y0, (u0 + u1) / 2.0, y1, (v0 + v1) / 2.0].map(|v| v.round() as u8));
+    }
+    bytes
+}
+
+/// Boots the guest, prints and gives back what its proofs say; kills it at the line `until`.
+fn boot(dir: &Path, arch: Arch, proofs: &str, until: Option<&str>) -> Result<String> {
+    let guest = dir.join("guest").join(arch.name());
+    let (program, machine, tty) = arch.machine();
+    let console = guest.join(format!("console-{proofs}.log"));
+    let append = format!(
+        "console={tty} panic=-1 loglevel=4 rdinit=/init systemd.show_status=0 mitigations=off \
+         audit=0 door.proofs={proofs}"
+    );
+    let disk =
+        format!("file={},if=virtio,format=raw,cache=writeback", guest.join("disk.img").display());
+    let mut machine = Machine(
+        Command::new(program)
+            .args(machine)
+            .args(["-smp", "2", "-m", "2048"])
+            .args(["-nographic", "-no-reboot", "-nic", "none", "-drive", &disk])
+            .arg("-kernel")
+            .arg(guest.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(guest.join("initrd.cpio"))
+            .args(["-append", &append])
+            .stdin(Stdio::null())
+            .stdout(File::create(&console)?)
+            .stderr(Stdio::inherit())
+            .spawn()
+            .context("cannot start qemu")?,
+    );
+    let started = Instant::now();
+    let mut reader = BufReader::new(File::open(&console)?);
+    let (mut told, mut line) = (String::new(), String::new());
+    loop {
+        line.clear();
+        while !line.ends_with('\n') {
+            if reader.read_line(&mut line)? == 0 {
+                if machine.0.try_wait()?.is_some() {
+                    return Ok(told);
+                }
+                if started.elapsed() > GUEST_LIMIT {
+                    bail!("the guest did not end; its console is {}", console.display());
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+        let text = line.trim_end();
+        if text.starts_with('[') && text.contains(" s] ") || text.starts_with("    ") {
+            println!("{text}");
+            writeln!(told, "{text}")?;
+        }
+        if until.is_some_and(|until| text.contains(until)) {
+            // As when the plug is pulled.
+            machine.0.kill()?;
+            machine.0.wait()?;
+            return Ok(told);
+        }
+    }
+}
+
+/// The emulator; ended with the program.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn document(arch: Arch, report: &str) -> String {
+    let count = |word: &str| report.lines().filter(|line| line.contains(word)).count();
+    format!(
+        "# On an emulated board\n\n\
+         Written by `cargo xtask emulate --arch {}`, which boots a machine of that kind in qemu \
+         with Debian's kernel and systemd, the program built with `--features hardware`, and the \
+         shipped units. Lines are those of `gpio-sim`, read \
+         back in sysfs by a logic analyser of 4 ms; the camera is `v4l2loopback` fed with \
+         photographs of ../shared/data, and `vivid`. What is in the guest: `xtask/emulate/`.\n\n\
+         Two things differ from a board: durations for pictures and the watchdog are longer \
+         (`xtask/emulate/pawlatch.toml`, `guest.sh`), because an emulated processor takes seconds \
+         for a picture; and latencies are those of the emulator.\n\n\
+         {} proofs hold, {} do not.\n\n```\n{report}```\n",
+        arch.name(),
+        count("] PASS "),
+        count("] FAIL ")
+    )
+}
