@@ -85,7 +85,7 @@ while ((await seen('verdict=kept_shut')) === 0 || (await seen('verdict=let_in'))
 const visit = await first.locator('.timeline a').first().getAttribute('href');
 
 // Every page, everywhere.
-const paths = { now: '/', why: '/why', visits: '/visits', visit, rules: '/rules', camera: '/camera', models: '/models', health: '/health', settings: '/settings' };
+const paths = { now: '/', why: '/why', visits: '/visits', visit, rules: '/rules', camera: '/camera', models: '/models', animals: '/animals', health: '/health', settings: '/settings' };
 for (const [size, { viewport }] of Object.entries(sizes)) {
   for (const scheme of ['light', 'dark']) {
     const page = await browser.newPage();
@@ -117,27 +117,28 @@ for (const [size, { viewport }] of Object.entries(sizes)) {
 const page = await browser.newPage();
 listen(page, 'orders');
 await page.setViewportSize(sizes.phone.viewport);
+// Clicks, and waits for the page that comes of it.
+const press = (what) => Promise.all([page.waitForEvent('load'), page.click(what)]);
 const headline = (words) => page.locator('.headline', { hasText: words }).waitFor({ timeout: 10_000 });
 await page.goto(base + '/');
-await page.click('text=Hold locked');
+await press('text=Hold locked');
 await page.locator('text=Held locked by you').waitFor({ timeout: 10_000 });
 await headline(/^Locked$/);
-await page.click('text=Hold open');
+await press('text=Hold open');
 await headline(/^Unlocked$/);
 await page.screenshot({ path: join(out, 'held-open-phone.png'), fullPage: true });
-await page.click('text=Lock now');
+await press('text=Lock now');
 await headline(/^Locked$/);
-await page.click('text=By the rules');
-await page.waitForLoadState('load');
+await press('text=By the rules');
 
 // By keyboard: skip link first, then the sections, and a button can be pressed.
 await page.goto(base + '/');
 await page.keyboard.press('Tab');
 assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Skip to content');
 await page.focus('button:has-text("Hold locked")');
-await page.keyboard.press('Enter');
+await Promise.all([page.waitForEvent('load'), page.keyboard.press('Enter')]);
 await page.locator('text=Held locked by you').waitFor({ timeout: 10_000 });
-await page.click('text=By the rules');
+await press('text=By the rules');
 
 // A rule that cannot be, one that is risky, and one that is saved.
 await page.goto(base + '/rules');
@@ -145,19 +146,18 @@ await page.fill('#name-1', 'not at night');
 await page.selectOption('#effect-1', 'deny');
 await page.selectOption('#ways-1', 'out');
 await page.fill('#from-1', '22:00');
-await page.click('text=Save the rules');
+await press('text=Save the rules');
 await page.locator('.wrong').waitFor();
 assert.match(await page.textContent('.wrong'), /end is/);
 assert.equal(await page.inputValue('#name-1'), 'not at night', 'nothing is lost');
 await page.fill('#to-1', '06:30');
 await page.screenshot({ path: join(out, 'rules-wrong-phone.png'), fullPage: true });
-await page.click('text=Save the rules');
+await press('text=Save the rules');
 await page.locator('text=This is risky').waitFor();
 await accessible(page, 'risky rules');
 await page.screenshot({ path: join(out, 'rules-risky-phone.png'), fullPage: true });
 await page.check('[name=confirmed]');
-await page.click('text=Save the rules');
-await page.waitForURL(base + '/rules');
+await press('text=Save the rules');
 await page.waitForTimeout(3_000);
 await page.goto(base + '/rules');
 assert.equal(await page.inputValue('#name-1'), 'not at night', 'the door runs by the new rule');
@@ -165,13 +165,12 @@ assert.equal(await page.inputValue('#name-1'), 'not at night', 'the door runs by
 // What it really was, a token, and the trail of all this.
 await page.goto(base + visit);
 await page.selectOption('#class', 'cat');
-await page.click('button:has-text("Keep")');
-await page.waitForLoadState('load');
+await press('button:has-text("Keep")');
 assert.equal(await page.inputValue('#class'), 'cat');
 await page.goto(base + '/settings');
 await page.fill('#name', 'kitchen');
 await page.selectOption('#scope', 'open');
-await page.click('text=Make a token');
+await press('text=Make a token');
 const token = await page.textContent('#token');
 assert.match(token, /^[\w-]{43}$/);
 writeFileSync(join(out, 'token'), token);

@@ -114,7 +114,7 @@ fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
                 form method="post" action="/models/use" data-fresh {
                     (layout::ticket(ticket))
                     input type="hidden" name="name" value=(m.name);
-                    button type="submit" aria-label={ "Use " (m.name) } { "Use it" }
+                    button type="submit" aria-label={ "Use it: " (m.name) } { "Use it" }
                 }
             }
         }
