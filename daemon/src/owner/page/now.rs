@@ -151,7 +151,7 @@ pub(super) fn state(page: &Page, glance: &Glance) -> Markup {
         }
         @if let Some(failure) = &glance.failure { (layout::notice("bad", failure)) }
         (evidence(page, &glance.tracks))
-        @if !glance.tracks.is_empty() { (missing(&glance.proofs)) }
+        @if !glance.tracks.is_empty() && !glance.wishes_unlocked() { (missing(&glance.proofs)) }
     }
 }
 

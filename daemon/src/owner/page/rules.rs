@@ -215,6 +215,8 @@ pub(super) async fn save(State(page): Shared, sent: Sent) -> Result<Response, Re
             Err(wrong) => row.wrong = Some(wrong),
         }
     }
+    // A row that was left empty is offered anew.
+    rows.retain(|row| row.wrong.is_some() || !row.name.is_empty());
     let again = |rows: &[Row], risks: &[String], told| {
         let shown = show(&page, &sent.caller, rows, risks, told)?;
         Ok((StatusCode::UNPROCESSABLE_ENTITY, shown).into_response())
