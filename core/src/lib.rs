@@ -7,6 +7,7 @@ pub mod event;
 pub mod eye;
 pub mod frame;
 pub mod gate;
+pub mod identity;
 pub mod keeper;
 pub mod metrics;
 pub mod policy;

@@ -6,6 +6,22 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+/// How long the watchdog waits while the door starts anew within the same program.
+const STARTS_ANEW_WITHIN_US: u64 = 60_000_000;
+
+/// The message of a door that is in service: the watchdog's limit is again the unit's own.
+pub fn ready() -> String {
+    match env::var("WATCHDOG_USEC") {
+        Ok(limit) => format!("READY=1\nWATCHDOG_USEC={limit}"),
+        Err(_) => "READY=1".to_owned(),
+    }
+}
+
+/// The message of a door that starts anew without a new process: no control cycle ends meanwhile.
+pub fn starting_anew() -> String {
+    format!("STATUS=starting anew\nWATCHDOG_USEC={STARTS_ANEW_WITHIN_US}")
+}
+
 /// Sends `state`, such as `READY=1` or `WATCHDOG=1`. Does nothing when systemd did not start the
 /// program.
 ///

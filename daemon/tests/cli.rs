@@ -25,7 +25,7 @@ fn classify_gives_probabilities_of_each_picture() {
     for (line, name) in lines.iter().zip(["0000.png", "0040.png"]) {
         assert_eq!(keys(line), ["classes", "file", "model", "topk"]);
         assert!(line["file"].as_str().unwrap().ends_with(name));
-        assert_eq!(line["model"], "efficientnet_lite0");
+        assert_eq!(line["model"], "pet_classifier");
         assert_eq!(line["classes"].as_object().unwrap().len(), 5);
         let sum: f64 = CLASSES.iter().map(|c| line["classes"][*c].as_f64().unwrap()).sum();
         assert!((sum - 1.0).abs() < 1e-4, "{sum}");
@@ -159,7 +159,7 @@ fn check_passes_what_is_sound_and_tells_every_fault() {
     let config = dir.path().join("pawlatch.toml");
     fs::write(&config, "[door]\nopen_for_ms = 6000\n").unwrap();
     let out = ok(&["check", "--config", path(&config)]);
-    assert!(stdout(&out).contains("efficientnet_lite0"));
+    assert!(stdout(&out).contains("pet_classifier"));
     for (text, told) in [
         ("[door]\nopen_for = 6000\n", "open_for_ms"),
         ("[door]\nopen_for_ms = \"6 s\"\n", "open_for_ms"),

@@ -77,9 +77,9 @@ const seen = async (query) => {
   await first.goto(`${base}/visits?${query}`);
   return first.locator('.timeline li').count();
 };
-const until = Date.now() + 120_000;
+const until = Date.now() + 400_000;
 while ((await seen('verdict=kept_shut')) === 0 || (await seen('verdict=let_in')) === 0) {
-  assert.ok(Date.now() < until, 'no cat and dog came within two minutes');
+  assert.ok(Date.now() < until, 'no cat and dog came in time');
   await first.waitForTimeout(2_000);
 }
 const visit = await first.locator('.timeline a').first().getAttribute('href');

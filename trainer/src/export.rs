@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use pawlatch_core::sight::Class;
 use pawlatch_core::vision::manifest::{
-    Calibration, ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Metric,
-    Output, PerClass, Resize, Thresholds, Training,
+    Calibration, Colour, FORMAT, Input, Kernel, Layout, Metric, Output, PerClass, Resize,
+    Thresholds, Training,
 };
 use pawlatch_core::vision::{Manifest, Task, sha256};
 
@@ -37,6 +37,13 @@ pub struct Card<'a> {
     pub commit: Option<String>,
 }
 
+impl Card<'_> {
+    /// Of a model that is only measured, never written.
+    pub fn nameless() -> Self {
+        Self { name: "unnamed".into(), version: "0", licence: "none", source: "none", commit: None }
+    }
+}
+
 /// Writes `model.onnx` and `model.toml` into `dir`, the ONNX first, each in one step.
 ///
 /// # Errors
@@ -59,8 +66,12 @@ pub fn classifier(
     write_whole(&dir.join("model.toml"), manifest.to_toml()?.as_bytes())
 }
 
-/// Compares the file in tract with the rounded network in burn on a patterned input.
-fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()> {
+/// Compares the first output of the file in tract with that of the rounded network in burn on a
+/// patterned input.
+///
+/// # Errors
+/// If they differ by more than [`TOLERANCE`].
+pub fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()> {
     let rounded = Net::decode(onnx)?;
     let shape = rounded.shape_at(side);
     let input: Vec<f32> = (0..shape.iter().product())
@@ -94,17 +105,6 @@ fn manifest(
     plan: &Plan,
     card: &Card<'_>,
 ) -> Result<Manifest> {
-    let mut classes = ClassLabels::default();
-    for label in &data.classes {
-        let set = LabelSet::Name(label.clone());
-        match door_class(label)? {
-            Class::Dog => classes.dog.push(set),
-            Class::Cat => classes.cat.push(set),
-            Class::Person => classes.person.push(set),
-            Class::Other => classes.other.push(set),
-            Class::Nothing => classes.nothing.push(set),
-        }
-    }
     let counts = data.counts(Split::Validate);
     let total = counts.iter().sum::<usize>().max(1) as f32;
     let mut prior = PerClass::default();
@@ -176,7 +176,7 @@ fn manifest(
             seed: Some(plan.seed),
             commit: card.commit.clone(),
         }),
-        labels: Labels { rest: Class::Other, classes, names: data.classes.clone() },
+        labels: trained.labels.clone(),
     })
 }
 

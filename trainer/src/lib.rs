@@ -11,6 +11,7 @@ pub mod detector;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
+pub mod head;
 pub use pawlatch_core::metrics;
 pub mod net;
 pub mod recipe;

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
-use pawlatch_trainer::data::{Dataset, Split, browse};
+use pawlatch_trainer::data::{Dataset, Scene, Split, browse, teach};
+use pawlatch_trainer::head::Base;
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
@@ -19,6 +20,7 @@ use pawlatch_trainer::train::write_whole;
 use pawlatch_trainer::weights::StateDict;
 use pawlatch_trainer::{detector, engine, evaluate, export, report, show};
 
+use pawlatch_core::sight::Class;
 use pawlatch_core::vision::Task;
 
 /// Trains, edits and measures the networks of a Pawlatch door.
@@ -39,7 +41,7 @@ enum Command {
     Dataset(DatasetCommand),
     /// Retrain a network for the classes of a dataset and write a model for the door.
     Retrain(RetrainArgs),
-    /// Train a detector on a network, which stays frozen, and write a model for the door.
+    /// Train a detector on the values of a classifier and write a model for the door.
     Detector(RetrainArgs),
     /// Measure a model on a dataset, exactly as the door runs it.
     Evaluate(EvaluateArgs),
@@ -126,6 +128,19 @@ enum DatasetCommand {
         /// The dataset file (JSON) to write.
         out: PathBuf,
     },
+    /// Let detectors that already know complete the boxes of the training pictures.
+    Teach {
+        /// A dataset file, folder or description.
+        data: PathBuf,
+        /// The dataset file (JSON) to write.
+        out: PathBuf,
+        /// A model directory of a detector; give several.
+        #[arg(long, required = true)]
+        teacher: Vec<PathBuf>,
+        /// A source whose boxes stay as they are; may be given several times.
+        #[arg(long)]
+        except: Vec<String>,
+    },
     /// Write a page with contact sheets, counts and boxes.
     Browse {
         /// A dataset file, folder or description.
@@ -143,7 +158,8 @@ enum DatasetCommand {
 
 #[derive(Args)]
 struct RetrainArgs {
-    /// The network to start from; `features` must be its embedding unless a plan says otherwise.
+    /// The network to start from: an ONNX, or a model directory of the door. `features` must be its
+    /// embedding unless a plan says otherwise.
     #[arg(long)]
     base: PathBuf,
     /// A dataset file, folder or description.
@@ -202,6 +218,9 @@ struct EvaluateArgs {
     /// Measure on the training pictures instead: only to see over-fitting.
     #[arg(long)]
     on_training: bool,
+    /// Only pictures of this source (detectors).
+    #[arg(long)]
+    source: Option<String>,
     /// Also measure under grey, dark, blur, JPEG, half-hidden and small.
     #[arg(long)]
     corruptions: bool,
@@ -282,6 +301,21 @@ fn dataset(command: DatasetCommand) -> Result<()> {
             println!("{} pictures with boxes\nsha256 {}", data.scenes.len(), data.sha256);
             write_whole(&out, &serde_json::to_vec(&data)?)
         }
+        DatasetCommand::Teach { data, out, teacher, except } => {
+            let mut data = Dataset::load(&data)?;
+            teach::teach(&mut data, &teacher, &except)?;
+            for class in Class::ALL {
+                let of = |s: &Scene| s.boxes.iter().filter(|b| b.label == class.name()).count();
+                let train = data.scenes.iter().filter(|s| s.split == Split::Train);
+                println!(
+                    "{:<12} {:>6} boxes to train on",
+                    class.name(),
+                    train.map(of).sum::<usize>()
+                );
+            }
+            println!("{}\nsha256 {}", data.notes.last().map_or("", String::as_str), data.sha256);
+            write_whole(&out, &serde_json::to_vec(&data)?)
+        }
         DatasetCommand::Browse { data, out, most, augmented } => {
             let augmentation = Augmentation::default();
             let data = Dataset::load(&data)?;
@@ -294,13 +328,13 @@ fn dataset(command: DatasetCommand) -> Result<()> {
 fn run_retrain(args: &RetrainArgs) -> Result<()> {
     let device = engine::device(&args.device)?;
     let data = Dataset::load(&args.data)?;
-    let base = Net::load(&args.base)?;
+    let base = Base::load(&args.base)?;
     let plan = match &args.plan {
         Some(path) => Plan::load(path)?,
-        None => Plan::head_only(base.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
+        None => Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
     };
     let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
-    let trained = retrain(base, &data, &plan, &work_dir, &device)?;
+    let trained = retrain(&base, &data, &plan, &work_dir, &device)?;
     println!(
         "temperature {:.3}; calibration error {:.4} before, {:.4} after",
         trained.temperature, trained.ece.0, trained.ece.1
@@ -318,10 +352,10 @@ fn run_detector(args: &RetrainArgs) -> Result<()> {
     let plan =
         detector::train::Plan::load(args.plan.as_deref().context("a detector needs a --plan")?)?;
     let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
-    let (net, trained) =
+    let (net, history) =
         detector::train::train(&Net::load(&args.base)?, &data, &plan, &work_dir, &device)?;
-    detector::train::export(&args.out, &net, &data, &plan, &args.card())?;
-    write_whole(&work_dir.join("history.html"), report::history(&[trained.history]).as_bytes())?;
+    detector::train::export(&args.out, &net, &data, &plan, &args.card(), &device)?;
+    write_whole(&work_dir.join("history.html"), report::history(&history).as_bytes())?;
     println!("wrote {}", args.out.display());
     Ok(())
 }
@@ -329,18 +363,17 @@ fn run_detector(args: &RetrainArgs) -> Result<()> {
 fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
     let split = if args.on_training { Split::Train } else { Split::Validate };
     let data = Dataset::load(&args.data)?;
-    if evaluate::load_model(&args.model)?.manifest.task == Task::Detector {
-        let classes = detector::score::score(&args.model, &data, split)?;
-        for (class, f) in &classes {
-            println!(
-                "{class:<10} {:>5} boxes  AP50 {:.3}  AP50:95 {:.3}",
-                f.boxes, f.ap50, f.ap50_95
-            );
+    let model = evaluate::load_model(&args.model)?;
+    if model.manifest.task == Task::Detector {
+        let figures = detector::score::score(model, &data, split, args.source.as_deref())?;
+        print!("{}", figures.text());
+        if args.record {
+            detector::train::record(&args.model, &figures)?;
         }
         return args
             .json
             .as_ref()
-            .map_or(Ok(()), |path| write_whole(path, &serde_json::to_vec_pretty(&classes)?));
+            .map_or(Ok(()), |path| write_whole(path, &serde_json::to_vec_pretty(&figures)?));
     }
     let figures = evaluate::evaluate(&args.model, &data, split, args.corruptions)?;
     print!("{}", figures.text());

@@ -41,6 +41,17 @@ pub enum Optimiser {
     Adamw,
 }
 
+/// What weights shrink towards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Anchor {
+    /// Nought, as usual.
+    Zero,
+    /// The weights the training began with: little data cannot wash out what a large set taught
+    /// (L2-SP, Li et al. 2018).
+    Start,
+}
+
 /// Everything that decides how a training goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,12 +70,17 @@ pub struct Recipe {
     pub optimiser: Optimiser,
     /// Weights (not biases) shrink by this times the rate each step.
     pub decay: f32,
+    /// What they shrink towards.
+    pub decay_towards: Anchor,
     /// Gradients are scaled down to this length; 0 leaves them.
     pub clip: f32,
     /// Probability taken from the right class and spread over all (Szegedy et al. 2016).
     pub smoothing: f32,
     /// Exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
     pub focal: f32,
+    /// Weight of staying with what the network said of each label when the training began, on
+    /// pictures whose class it knew (learning without forgetting, Li and Hoiem 2016); 0 is off.
+    pub remember: f32,
     /// Pictures are mixed in pairs by up to this share (Zhang et al. 2018); 0 is off.
     pub mixup: f32,
     /// Decay of the running mean of the parameters that is kept as the result; 0 is off.
@@ -87,9 +103,11 @@ impl Default for Recipe {
             warm_up: 0.05,
             optimiser: Optimiser::Adamw,
             decay: 0.01,
+            decay_towards: Anchor::Zero,
             clip: 5.0,
             smoothing: 0.02,
             focal: 0.0,
+            remember: 0.0,
             mixup: 0.0,
             ema: 0.0,
             accumulate: 1,

@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
+use pawlatch_core::vision::manifest::Labels;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, Normalisation, Plan as CachePlan};
 use crate::data::augment::Augmentation;
 use crate::data::{Dataset, Item, Split};
+use crate::head::{Base, Head, Headed};
 use crate::metrics;
 use crate::net::Net;
 use crate::recipe::Recipe;
-use crate::train::{Classification, Epoch, Examples, Training, bar, logits};
+use crate::train::{
+    Classification, Epoch, Examples, Training, bar, class_log_probs, logits,
+};
 
 /// A retraining as a TOML file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub struct Plan {
     pub fraction: f32,
     /// Seed of everything.
     pub seed: u64,
+    /// What becomes of the last layer.
+    #[serde(default)]
+    pub head: Head,
     /// Distortions of training pictures.
     #[serde(default)]
     pub augmentation: Augmentation,
@@ -44,22 +51,31 @@ pub struct Stage {
     pub cut: String,
     /// Distorted variants of each picture, the plain one included.
     pub variants: usize,
+    /// Share of the trained weights in the stage's result; the rest are the weights it began with
+    /// (WiSE-FT, Wortsman et al. 2022). Less is safer on pictures unlike those trained on.
+    #[serde(default = "whole")]
+    pub blend: f32,
     /// How it is trained.
     #[serde(default)]
     pub recipe: Recipe,
+}
+
+const fn whole() -> f32 {
+    1.0
 }
 
 impl Plan {
     /// A plan for a network whose embedding is called `features`: only a new head.
     pub fn head_only(side: usize, mean: [f32; 3], std: [f32; 3], seed: u64) -> Self {
         let recipe = Recipe { epochs: 30, batch: 64, rate: 2e-3, seed, ..Recipe::default() };
-        let stage = vec![Stage { cut: "features".into(), variants: 4, recipe }];
+        let stage = vec![Stage { cut: "features".into(), variants: 4, blend: 1.0, recipe }];
         Self {
             side,
             mean,
             std,
             fraction: 0.875,
             seed,
+            head: Head::default(),
             augmentation: Augmentation::default(),
             stage,
         }
@@ -87,6 +103,8 @@ impl Plan {
 pub struct Retrained {
     /// The network, `logits` first.
     pub net: Net,
+    /// What its labels mean.
+    pub labels: Labels,
     /// Divides the logits so that probabilities mean what they say.
     pub temperature: f32,
     /// History of each stage.
@@ -102,14 +120,14 @@ pub struct Retrained {
 /// If the network has no cut of that name, a picture cannot be read, a class is empty, the loss
 /// is not a number or the disk is full.
 pub fn retrain(
-    base: Net,
+    base: &Base,
     data: &Dataset,
     plan: &Plan,
     work_dir: &Path,
     device: &Device,
 ) -> Result<Retrained> {
-    let classes = data.classes.len();
-    let mut net = base.swap_head(classes, plan.seed)?;
+    let Headed { mut net, labels, class_of_label } =
+        base.headed(&data.classes, &plan.head, plan.seed)?;
     let (train, validate) = (data.of(Split::Train), data.of(Split::Validate));
     ensure!(
         !validate.is_empty(),
@@ -147,16 +165,51 @@ pub fn retrain(
         let dir = work_dir.join(format!("stage{}", n + 1));
         let (train_set, validate_set) =
             (examples(train_cut, &train_classes), examples(validate_cut, &validate_classes));
-        let objective = Classification::new(&stage.recipe, train_set, validate_set, classes)?;
+        let objective =
+            Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?
+                .remembering(&back, device);
         let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
-        rows = logits(&trained.net, validate_cut, device, stage.recipe.batch)?;
-        rest = between.join(trained.net)?;
+        let kept = blended(&back, trained.net, stage.blend);
+        rows = logits(&kept, validate_cut, device, stage.recipe.batch)?;
+        rest = between.join(kept)?;
         history.push(trained.history);
     }
     net = front.join(rest)?;
-    let temperature = metrics::temperature(&rows, &validate_classes);
-    let ece = |t: f32| metrics::calibration_error(&rows, &validate_classes, t);
-    Ok(Retrained { net, temperature, history, ece: (ece(1.0), ece(temperature)) })
+    let (temperature, ece) = calibrate(&rows, &validate_classes, &class_of_label);
+    Ok(Retrained { net, labels, temperature, history, ece })
+}
+
+/// `start` moved by `share` of the way to `trained`.
+fn blended(start: &Net, mut trained: Net, share: f32) -> Net {
+    for (name, param) in &mut trained.params {
+        let Some(start) = start.params.get(name) else { continue };
+        for (w, s) in param.data.iter_mut().zip(&start.data) {
+            *w = s + (*w - s) * share;
+        }
+    }
+    trained
+}
+
+/// The temperature in 0.25 to 4 with the least mean negative log-likelihood of the classes, by
+/// golden-section search of its logarithm, and the calibration error without and with it.
+fn calibrate(rows: &[Vec<f32>], classes: &[usize], class_of_label: &[usize]) -> (f32, (f32, f32)) {
+    let logs = |t: f32| rows.iter().map(move |r| class_log_probs(r, class_of_label, t));
+    let loss = |log_t: f32| -> f64 {
+        logs(log_t.exp()).zip(classes).map(|(l, &c)| -f64::from(l[c])).sum()
+    };
+    let ratio = (5_f32.sqrt() - 1.0) / 2.0;
+    let (mut a, mut b) = (0.25_f32.ln(), 4_f32.ln());
+    for _ in 0..30 {
+        let (x, y) = (b - ratio * (b - a), a + ratio * (b - a));
+        if loss(x) < loss(y) { b = y } else { a = x }
+    }
+    let temperature = f32::midpoint(a, b).exp();
+    let error = |t: f32| {
+        let probs: Vec<Vec<f32>> =
+            logs(t).map(|l| l.into_iter().map(f32::exp).collect()).collect();
+        metrics::expected_calibration_error(&probs, classes)
+    };
+    (temperature, (error(1.0), error(temperature)))
 }
 
 /// Where activations of a retraining are kept.

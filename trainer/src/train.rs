@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cache;
 use crate::engine::{Model, to_host};
 use crate::net::{Array, Net};
-use crate::recipe::{Optimiser, Recipe};
+use crate::recipe::{Anchor, Optimiser, Recipe};
 use crate::weights::StateDict;
 
 /// One line of a training's history.
@@ -67,6 +67,11 @@ pub trait Objective {
     /// # Errors
     /// If an example cannot be read or does not fit the network.
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>>;
+    /// Factor of the learning rate for a parameter: less than 1 for what is already good, 0 for
+    /// what is to stay.
+    fn pace(&self, _param: &str) -> f32 {
+        1.0
+    }
     /// Validation loss, by which the best epoch is chosen, and a score from 0 to 1 for people.
     ///
     /// # Errors
@@ -82,16 +87,25 @@ pub struct Training<'a> {
 }
 
 /// Exclusive classes, by cross-entropy.
+///
+/// A class may have many labels of the network, each with a row of the last layer: its
+/// probability is the sum of theirs. So a network that tells breeds apart can be trained to tell
+/// dogs from cats without forgetting the breeds.
 pub struct Classification<'a> {
     recipe: &'a Recipe,
     train: Examples<'a>,
     validate: Examples<'a>,
+    class_of_label: &'a [usize],
     class_weights: Vec<f32>,
+    /// The network as the training began, where the recipe wants it remembered.
+    teacher: Option<Model>,
 }
 
-/// State that a checkpoint keeps.
+/// State that a checkpoint keeps, but for `start`, which the caller gives again.
 struct State {
     model: Model,
+    /// Weights that decay pulls towards; empty if that is nought.
+    start: BTreeMap<String, Tensor<1>>,
     moments: BTreeMap<String, [Tensor<1>; 2]>,
     mean: BTreeMap<String, Tensor<1>>,
     step: usize,
@@ -211,13 +225,17 @@ impl<'a> Training<'a> {
             scale *= (r.clip / (square.sqrt() * scale).max(1e-12)).min(1.0);
         }
         let t = (state.step + 1) as i32;
-        let moments = &mut state.moments;
+        let (moments, start) = (&mut state.moments, &state.start);
         state.model.update(&sums, |name, shape, old, grad| {
             let grad = grad * scale;
+            let rate = rate * self.objective.pace(name);
             let decay = if shape.len() > 1 { rate * r.decay } else { 0.0 };
             let [m, v] =
                 moments.remove(name).unwrap_or_else(|| [grad.zeros_like(), grad.zeros_like()]);
-            let shrunk = old * (1.0 - decay);
+            let shrunk = match start.get(name) {
+                Some(start) => old * (1.0 - decay) + start.clone() * decay,
+                None => old * (1.0 - decay),
+            };
             match r.optimiser {
                 Optimiser::Sgd => {
                     let m = m * 0.9 + grad;
@@ -261,6 +279,10 @@ impl<'a> Training<'a> {
         Ok(net)
     }
 
+    fn load(&self, net: Net, device: &Device) -> Model {
+        Model::trainable_where(net, device, &|name| self.objective.pace(name) > 0.0)
+    }
+
     fn checkpoint(&self) -> PathBuf {
         self.dir.join("checkpoint.safetensors")
     }
@@ -296,13 +318,22 @@ impl<'a> Training<'a> {
 
     fn resume(&self, net: &Net, device: &Device) -> Result<State> {
         let mut state = State {
-            model: Model::trainable(net.clone(), device),
+            model: self.load(net.clone(), device),
+            start: BTreeMap::new(),
             moments: BTreeMap::new(),
             mean: BTreeMap::new(),
             step: 0,
             best: None,
             history: Vec::new(),
         };
+        let tensor = |data: Vec<f32>| {
+            let n = data.len();
+            Tensor::<1>::from_data(TensorData::new(data, [n]), device)
+        };
+        if self.recipe.decay_towards == Anchor::Start {
+            state.start =
+                net.params.iter().map(|(k, p)| (k.clone(), tensor(p.data.clone()))).collect();
+        }
         let path = self.checkpoint();
         if !path.exists() {
             return Ok(state);
@@ -323,11 +354,6 @@ impl<'a> Training<'a> {
             }
             Ok(net)
         };
-        let host = Device::clone(device);
-        let tensor = |data: Vec<f32>| {
-            let n = data.len();
-            Tensor::<1>::from_data(TensorData::new(data, [n]), &host)
-        };
         for name in net.params.keys() {
             if let (Ok(m), Ok(v)) =
                 (dict.get(&format!("first/{name}")), dict.get(&format!("second/{name}")))
@@ -340,7 +366,7 @@ impl<'a> Training<'a> {
                 state.mean.insert(name.clone(), tensor(mean.data.clone()));
             }
         }
-        state.model = Model::trainable(fill("param")?, device);
+        state.model = self.load(fill("param")?, device);
         state.best = best_at
             .map(|(loss, epoch)| Ok::<_, anyhow::Error>((loss, epoch, fill("best")?)))
             .transpose()?;
@@ -351,7 +377,8 @@ impl<'a> Training<'a> {
 }
 
 impl<'a> Classification<'a> {
-    /// Classes weighted against their imbalance.
+    /// Classes weighted against their imbalance. `class_of_label` names the class of each of the
+    /// network's labels.
     ///
     /// # Errors
     /// If a class has no picture.
@@ -359,8 +386,9 @@ impl<'a> Classification<'a> {
         recipe: &'a Recipe,
         train: Examples<'a>,
         validate: Examples<'a>,
-        classes: usize,
+        class_of_label: &'a [usize],
     ) -> Result<Self> {
+        let classes = class_of_label.iter().max().map_or(0, |c| c + 1);
         let mut counts = vec![0_usize; classes];
         train.classes.iter().for_each(|&c| counts[c] += 1);
         if let Some(empty) = counts.iter().position(|&c| c == 0) {
@@ -372,7 +400,41 @@ impl<'a> Classification<'a> {
         let mean: f32 =
             train.classes.iter().map(|&c| raw[c]).sum::<f32>() / train.classes.len() as f32;
         let class_weights = raw.iter().map(|w| w / mean).collect();
-        Ok(Self { recipe, train, validate, class_weights })
+        Ok(Self { recipe, train, validate, class_of_label, class_weights, teacher: None })
+    }
+}
+
+impl Classification<'_> {
+    /// Makes `start` the teacher of what is to be remembered, if the recipe wants any.
+    #[must_use]
+    pub fn remembering(mut self, start: &Net, device: &Device) -> Self {
+        if self.recipe.remember > 0.0 {
+            self.teacher = Some(Model::new(start.clone(), device));
+        }
+        self
+    }
+
+    /// What the teacher said of each label, times how much of it was right: `[n, labels]`, and
+    /// the entropy of it all, so that a network that says the same has no loss.
+    fn remembered(
+        &self,
+        teacher: &Model,
+        data: Vec<f32>,
+        shape: [usize; 4],
+        batch: &[usize],
+    ) -> Result<(Vec<f32>, f32)> {
+        let said = teacher.forward(teacher.batch(data, shape)?, None)?.array(0)?.data;
+        let (labels, mut entropy) = (self.class_of_label.len(), 0.0);
+        let mut kept = Vec::with_capacity(said.len());
+        for (row, &i) in said.chunks(labels).zip(batch) {
+            let probs = crate::metrics::softmax(row, 1.0);
+            let own = probs.iter().zip(self.class_of_label);
+            let known: f32 =
+                own.filter(|(_, c)| **c == self.train.classes[i]).map(|(p, _)| p).sum();
+            entropy -= known * probs.iter().map(|p| p * p.max(1e-12).ln()).sum::<f32>();
+            kept.extend(probs.iter().map(|p| p * known));
+        }
+        Ok((kept, entropy))
     }
 }
 
@@ -398,31 +460,72 @@ impl Objective for Classification<'_> {
         if r.mixup > 0.0 {
             mix(&mut data, &mut targets, batch.len(), r.mixup, rng);
         }
+        let remembered = match &self.teacher {
+            Some(teacher) => Some(self.remembered(teacher, data.clone(), shape, batch)?),
+            None => None,
+        };
         let x = model.batch(data, shape)?;
         let logits = model.forward(x, Some(rng))?.matrix(0)?;
         let targets = Tensor::<2>::from_data(
             TensorData::new(targets, [batch.len(), classes]),
             model.device(),
         );
-        let logs = activation::log_softmax(logits, 1);
+        let logs = class_logs(logits.clone(), self.class_of_label, classes);
         let mut each = targets * logs.clone().neg();
         if r.focal > 0.0 {
             each = each * (logs.exp().neg() + 1.0).powf_scalar(r.focal);
         }
-        Ok(each.sum() / batch.len() as f32)
+        let mut loss = each.sum();
+        if let Some((kept, entropy)) = remembered {
+            let shape = [batch.len(), self.class_of_label.len()];
+            let kept = Tensor::<2>::from_data(TensorData::new(kept, shape), model.device());
+            let apart = (kept * activation::log_softmax(logits, 1)).sum().neg() - entropy;
+            loss = loss + apart * r.remember;
+        }
+        Ok(loss / batch.len() as f32)
     }
 
     fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)> {
         let logits = logits(net, self.validate.cache, device, self.recipe.batch)?;
         let (mut loss, mut right) = (0.0, 0);
         for (row, &class) in logits.iter().zip(&self.validate.classes) {
-            let top = row.iter().copied().fold(f32::MIN, f32::max);
-            loss += top + row.iter().map(|l| (l - top).exp()).sum::<f32>().ln() - row[class];
-            right += usize::from(row[class] >= top);
+            let logs = class_log_probs(row, self.class_of_label, 1.0);
+            loss -= logs[class];
+            right += usize::from(logs.iter().all(|l| *l <= logs[class]));
         }
         let n = self.validate.classes.len() as f32;
         Ok((loss / n, right as f32 / n))
     }
+}
+
+/// Logarithms of the classes' probabilities, `[n, classes]`, from logits `[n, labels]`.
+fn class_logs(logits: Tensor<2>, class_of_label: &[usize], classes: usize) -> Tensor<2> {
+    let logs = activation::log_softmax(logits, 1);
+    let labels = class_of_label.len();
+    if class_of_label.iter().copied().eq(0..classes) {
+        return logs;
+    }
+    let mut members = vec![0.0; labels * classes];
+    for (label, class) in class_of_label.iter().enumerate() {
+        members[label * classes + class] = 1.0;
+    }
+    let members =
+        Tensor::<2>::from_data(TensorData::new(members, [labels, classes]), &logs.device());
+    // What underflows would have no gradient anyway.
+    logs.exp().matmul(members).clamp_min(1e-30).log()
+}
+
+/// Logarithms of the classes' probabilities from one picture's logits, as the door sums them:
+/// softmax of `logits / temperature`, then the sum of each class's labels.
+pub fn class_log_probs(logits: &[f32], class_of_label: &[usize], temperature: f32) -> Vec<f32> {
+    let classes = class_of_label.iter().max().map_or(0, |c| c + 1);
+    let mut sums = vec![0.0_f64; classes];
+    let top = logits.iter().copied().fold(f32::MIN, f32::max);
+    for (logit, class) in logits.iter().zip(class_of_label) {
+        sums[*class] += f64::from((logit - top) / temperature).exp();
+    }
+    let total: f64 = sums.iter().sum();
+    sums.iter().map(|s| (s / total).max(1e-30).ln() as f32).collect()
 }
 
 fn sum(

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use pawlatch_trainer::cache::{Cache, Normalisation, Plan as CachePlan};
+use pawlatch_trainer::cache::{Cache, Frozen, Normalisation, Plan as CachePlan};
 use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Item, Split};
 use pawlatch_trainer::engine::device;
+use pawlatch_trainer::export::{self, difference};
+use pawlatch_trainer::head::{Base, Head};
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::zoo::Architecture;
-use pawlatch_trainer::recipe::{Optimiser, Policy, Recipe};
+use pawlatch_trainer::recipe::{Anchor, Optimiser, Policy, Recipe};
 use pawlatch_trainer::retrain::{Plan, Stage, retrain};
-use pawlatch_trainer::train::{Classification, Examples, Training};
+use pawlatch_trainer::train::{Classification, Examples, Training, class_log_probs};
 
 /// Stripes across, stripes down, or flat: three classes that a small network can learn.
 fn picture(class: usize, i: u32) -> RgbImage {
@@ -72,8 +74,12 @@ fn plan(epochs: usize) -> Plan {
     };
     let augmentation =
         Augmentation { smallest_crop: 0.8, rotate_degrees: 0.0, ..Augmentation::none() };
-    let stage = vec![Stage { cut: "image".into(), variants: 2, recipe }];
-    Plan { side: 32, mean: [127.0; 3], std: [64.0; 3], fraction: 1.0, seed: 3, augmentation, stage }
+    let stage = vec![Stage { cut: "image".into(), variants: 2, blend: 1.0, recipe }];
+    Plan { side: 32, mean: [127.0; 3], std: [64.0; 3], fraction: 1.0, seed: 3, head: Head::default(), augmentation, stage }
+}
+
+fn base() -> Base {
+    Base { net: small_net(), manifest: None }
 }
 
 fn small_net() -> Net {
@@ -88,7 +94,7 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
     let data = dataset(dir.path(), 40);
     let cpu = device("cpu").unwrap();
     let run =
-        |work: &str| retrain(small_net(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
+        |work: &str| retrain(&base(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
     let first = run("a");
     let last = first.history[0].last().unwrap();
     assert!(last.accuracy > 0.9, "{:?}", first.history);
@@ -121,7 +127,7 @@ fn a_run_that_was_stopped_ends_as_one_that_was_not() {
         cache: &cache,
         classes: items.iter().map(|i| data.class(&i.label).unwrap()).collect(),
     };
-    let objective = Classification::new(&recipe, examples(), examples(), 3).unwrap();
+    let objective = Classification::new(&recipe, examples(), examples(), &[0, 1, 2]).unwrap();
     let whole =
         Training::new(&recipe, &objective, &dir.path().join("whole")).run(&back, &cpu).unwrap();
     // Killed after each epoch: the state on disk is all that is left.
@@ -181,7 +187,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_says_what_to_change() {
         warm_up: 0.0,
         ..Recipe::default()
     };
-    let error = retrain(small_net(), &data, &plan, &dir.path().join("w"), &device("cpu").unwrap())
+    let error = retrain(&base(), &data, &plan, &dir.path().join("w"), &device("cpu").unwrap())
         .err()
         .unwrap();
     assert!(format!("{error:#}").contains("learning rate"), "{error:#}");
@@ -246,4 +252,78 @@ fn what_has_no_room_on_disk_leaves_the_old_file() {
     let missing = dir.path().join("gone/model.onnx");
     assert!(pawlatch_trainer::train::write_whole(&missing, b"x").is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"good");
+}
+
+/// A model directory made from scratch, whose labels are dog, cat and nothing.
+fn model(dir: &Path, data: &Dataset) -> std::path::PathBuf {
+    let (cpu, plan) = (device("cpu").unwrap(), plan(1));
+    let trained = retrain(&base(), data, &plan, &dir.join("work"), &cpu).unwrap();
+    let card = export::Card {
+        name: "striped".into(),
+        version: "1",
+        licence: "MIT",
+        source: "made in a test",
+        commit: None,
+    };
+    let out = dir.join("striped");
+    export::classifier(&out, &trained, data, &plan, &card, &cpu).unwrap();
+    out
+}
+
+#[test]
+fn a_kept_head_says_what_its_model_said_and_added_labels_follow() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 12);
+    let base = Base::load(&model(dir.path(), &data)).unwrap();
+    let input = |net: &Net| {
+        let pixels: Vec<f32> = (0..3 * 32 * 32).map(|i| (i % 37) as f32 / 18.0 - 1.0).collect();
+        Frozen::new(net, 32).unwrap().run(&pixels).unwrap()[0].data.clone()
+    };
+    let kept = |added: &[(&str, usize)], classes: &[String]| {
+        let added = added.iter().map(|(c, n)| ((*c).into(), *n)).collect();
+        base.headed(classes, &Head { keep: true, added }, 5)
+    };
+    let same = kept(&[], &data.classes).unwrap();
+    let temperature = base.manifest.as_ref().unwrap().calibration.as_ref().unwrap().temperature;
+    let before = class_log_probs(&input(&base.net), &[0, 1, 2], temperature);
+    let after = class_log_probs(&input(&same.net), &same.class_of_label, 1.0);
+    assert!(difference(&before, &after) < 1e-4, "{before:?} {after:?}");
+    let grown = kept(&[("cat", 2)], &data.classes).unwrap();
+    assert_eq!(grown.class_of_label, [0, 1, 2, 1, 1]);
+    assert_eq!(grown.labels.names.len(), 5);
+    assert_eq!(grown.labels.class_of_each().unwrap()[3].name(), "cat");
+    assert_eq!(input(&grown.net)[..3], input(&same.net)[..]);
+    // What no class takes is no silent loss.
+    let lacking = kept(&[], &data.classes[..2]).unwrap_err();
+    assert!(format!("{lacking:#}").contains("nothing"), "{lacking:#}");
+    let unknown = Base { net: small_net(), manifest: None }
+        .headed(&data.classes, &Head { keep: true, ..Head::default() }, 5)
+        .unwrap_err();
+    assert!(format!("{unknown:#}").contains("model directory"), "{unknown:#}");
+}
+
+#[test]
+fn a_kept_head_is_retrained_and_exported_with_its_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 24);
+    let base = Base::load(&model(dir.path(), &data)).unwrap();
+    let mut plan = plan(3);
+    plan.head = Head { keep: true, added: [("nothing".into(), 2)].into() };
+    let run = |plan: &Plan, work: &str| {
+        retrain(&base, &data, plan, &dir.path().join(work), &device("cpu").unwrap()).unwrap()
+    };
+    let free = run(&plan, "free");
+    assert_eq!(free.labels.names.len(), 5);
+    let start = base.headed(&data.classes, &plan.head, plan.seed).unwrap().net;
+    let moved = |net: &Net| {
+        net.params.iter().map(|(k, p)| difference(&p.data, &start.params[k].data)).fold(0.0, f32::max)
+    };
+    // Half of the way, and held back by decay towards the start.
+    plan.stage[0].blend = 0.5;
+    let half = run(&plan, "half");
+    assert!((moved(&half.net) - moved(&free.net) / 2.0).abs() < 1e-5);
+    plan.stage[0].blend = 1.0;
+    plan.stage[0].recipe.decay = 100.0;
+    plan.stage[0].recipe.decay_towards = Anchor::Start;
+    assert!(moved(&run(&plan, "held").net) < moved(&free.net) / 2.0);
 }

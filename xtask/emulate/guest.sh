@@ -28,7 +28,8 @@ ln -sf bash "$R/usr/bin/sh"; ln -sf usr/lib/systemd/systemd "$R/init"
 U=$R/etc/systemd/system
 for unit in systemd-hwdb-update ldconfig systemd-firstboot systemd-journal-catalog-update \
     systemd-update-done systemd-pcrphase systemd-pcrphase-sysinit getty@tty1 systemd-timesyncd \
-    systemd-rfkill e2scrub_reap systemd-logind systemd-user-sessions systemd-networkd; do
+    systemd-rfkill e2scrub_reap systemd-logind systemd-user-sessions systemd-networkd \
+    serial-getty@ttyS0 serial-getty@ttyAMA0 console-getty; do
     ln -sf /dev/null "$U/$unit.service"
 done
 mkdir -p "$U"/{multi-user,sysinit}.target.wants
@@ -96,6 +97,7 @@ mkdir -p "$U/pawlatch.service.d"
 printf '[Service]\nWatchdogSec=20s\nTimeoutStartSec=300s\n' > "$U/pawlatch.service.d/slow.conf"
 
 cp "$K/root/boot/vmlinuz-$KV" "$G/vmlinuz"
+[ $ARCH != arm64 ] || cp "$(find "$K/root" -name bcm2837-rpi-3-b.dtb | head -1)" "$G/"
 (cd "$R" && find . -print0 | LC_ALL=C sort -z |
     cpio --null -o -H newc --owner 0:0 --quiet) > "$G/initrd.cpio"
 [ -f "$G/disk.img" ] || { truncate -s 64M "$G/disk.img"; mke2fs -q -t ext4 "$G/disk.img"; }

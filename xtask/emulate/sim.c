@@ -7,6 +7,8 @@
  *                                            low while LATCH is inactive and the file JAM absent
  *   sim watch LOG NAME=FILE...               a logic analyser: a line "MS NAME VALUE" for each
  *                                            change of a FILE, MS since boot
+ *   sim pin N                                the level of a Raspberry Pi 3's pin, from its
+ *                                            register (GPLEV0)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -118,10 +121,19 @@ static int watch(char **a) {
         }
 }
 
+static int pin(int n) {
+    int fd = open("/dev/mem", O_RDONLY | O_SYNC);
+    volatile unsigned *gpio = mmap(0, 4096, PROT_READ, MAP_SHARED, fd, 0x3f200000);
+    if (gpio == MAP_FAILED) { perror("/dev/mem"); return 1; }
+    printf("%u\n", gpio[0x34 / 4] >> n & 1);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc == 7 && !strcmp(argv[1], "feed")) return feed(argv + 2);
     if (argc == 5 && !strcmp(argv[1], "bolt")) return bolt(argv + 2);
     if (argc >= 4 && !strcmp(argv[1], "watch")) return watch(argv + 2);
+    if (argc == 3 && !strcmp(argv[1], "pin")) return pin(atoi(argv[2]));
     fprintf(stderr, "see the head of sim.c\n");
     return 2;
 }

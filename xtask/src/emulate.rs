@@ -116,6 +116,9 @@ pub fn run(args: &Emulate, root: &Path) -> Result<()> {
     } else {
         report.push_str(&boot(&dir, args.arch, "all", Some("ready to be killed"))?);
         report.push_str(&boot(&dir, args.arch, "reboot", None)?);
+        if args.arch == Arch::Arm64 {
+            report.push_str(&boot(&dir, Arch::Arm64, "pi", None)?);
+        }
     }
     let failed = report.lines().filter(|line| line.contains("] FAIL ")).count();
     fs::write(root.join("docs/emulation.md"), document(args.arch, &report))?;
@@ -227,19 +230,30 @@ fn yuyv(picture: &image::RgbImage) -> Vec<u8> {
 /// Boots the guest, prints and gives back what its proofs say; kills it at the line `until`.
 fn boot(dir: &Path, arch: Arch, proofs: &str, until: Option<&str>) -> Result<String> {
     let guest = dir.join("guest").join(arch.name());
-    let (program, machine, tty) = arch.machine();
+    let (program, mut machine, tty) = arch.machine();
+    let dtb = guest.join("bcm2837-rpi-3-b.dtb").display().to_string();
+    let memory = if proofs == "pi" {
+        machine = vec!["-M", "raspi3b", "-dtb", &dtb];
+        "1024"
+    } else {
+        "2048"
+    };
     let console = guest.join(format!("console-{proofs}.log"));
     let append = format!(
         "console={tty} panic=-1 loglevel=4 rdinit=/init systemd.show_status=0 mitigations=off \
-         audit=0 door.proofs={proofs}"
+         audit=0 iomem=relaxed door.proofs={proofs}"
     );
     let disk =
         format!("file={},if=virtio,format=raw,cache=writeback", guest.join("disk.img").display());
     let mut machine = Machine(
         Command::new(program)
             .args(machine)
-            .args(["-smp", "2", "-m", "2048"])
-            .args(["-nographic", "-no-reboot", "-nic", "none", "-drive", &disk])
+            .args(["-m", memory, "-nographic", "-no-reboot"])
+            .args(if proofs == "pi" {
+                vec![]
+            } else {
+                vec!["-smp", "2", "-nic", "none", "-drive", &disk]
+            })
             .arg("-kernel")
             .arg(guest.join("vmlinuz"))
             .arg("-initrd")

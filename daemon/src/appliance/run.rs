@@ -164,7 +164,6 @@ where
         let control = Control { clock, time_zone, intent_path, requests, panel, vision_was: true };
         control.run(&mut appliance, threads, stop, each)
     });
-    let _ = systemd::notify("STOPPING=1");
     let (latch, journal) = appliance.finish(clock.now());
     // In this order: locking must not wait for the disk, nor for the light.
     drop(latch);
@@ -287,7 +286,10 @@ impl Control<'_> {
             }
             let report = appliance.latch().report();
             if report.is_some_and(|report| now.since(report.at) <= LATCH_ANSWERS) {
-                let _ = systemd::notify(if ready { "WATCHDOG=1" } else { "READY=1" });
+                let _ = match ready {
+                    true => systemd::notify("WATCHDOG=1"),
+                    false => systemd::notify(&systemd::ready()),
+                };
                 ready = true;
             }
             due = self.sleep(due);

@@ -1,5 +1,6 @@
 //! The capture thread: plays a source in real time into a one-slot channel.
 
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub fn capture(
     frames: Sender<Frame>,
 ) -> std::io::Result<JoinHandle<Result<(), CameraError>>> {
     thread::Builder::new().name("capture".to_owned()).spawn(move || {
+        let frames = Arc::new(frames);
+        let shutter = Arc::clone(&frames);
+        source.until(Box::new(move || shutter.is_closed()));
         let started = clock.now();
         while let Some(frame) = source.next()? {
             if source.is_live() {

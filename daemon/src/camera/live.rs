@@ -10,7 +10,7 @@ use pawlatch_core::units::Uptime;
 
 use super::shot::{Mounting, Shot};
 use super::source::LiveSource;
-use super::{CameraError, FrameSource};
+use super::{CameraError, FrameSource, Over};
 use crate::clock::Clock;
 use crate::slot::{Receiver, Sender, Taken, slot};
 
@@ -70,6 +70,8 @@ pub struct LiveCamera {
     slowest: f32,
     /// Which feed the last frame came from.
     shown: usize,
+    /// Whether nobody wants frames any more.
+    over: Over,
 }
 
 /// One camera and how it is doing.
@@ -123,15 +125,15 @@ impl LiveCamera {
             rate: None,
         };
         let feeds = sources.into_iter().map(feed).collect();
-        Self { feeds, patience, clock, slowest, shown: 0 }
+        Self { feeds, patience, clock, slowest, shown: 0, over: Box::new(|| false) }
     }
 }
 
 impl FrameSource for LiveCamera {
-    /// Waits for as long as it takes: what a door without pictures does is not for the camera to
-    /// decide.
+    /// Waits until somebody stops wanting frames: what a door without pictures does is not for the
+    /// camera to decide.
     fn next(&mut self) -> Result<Option<Frame>, CameraError> {
-        loop {
+        while !(self.over)() {
             for n in 0..self.feeds.len() {
                 // The second camera is read at all times, so that it is there when it is needed.
                 let wait = if n == 0 { GLANCE } else { Duration::ZERO };
@@ -149,10 +151,15 @@ impl FrameSource for LiveCamera {
                 return Ok(Some(frame));
             }
         }
+        Ok(None)
     }
 
     fn is_live(&self) -> bool {
         true
+    }
+
+    fn until(&mut self, over: Over) {
+        self.over = over;
     }
 }
 
@@ -491,6 +498,18 @@ mod tests {
         let mut camera = camera(script.opener(), &["v4l2:/dev/video0"]);
         let error = camera.next().unwrap_err().to_string();
         assert!(error.contains("/dev/video0") && error.contains("4 times"), "{error}");
+    }
+
+    #[test]
+    fn a_capture_that_nobody_wants_ends_although_no_picture_comes() {
+        let script = Scripted::new(Vec::new());
+        let camera = camera(script.opener(), &["v4l2:/dev/video0"]);
+        let (shutter, frames) = slot();
+        let thread = super::super::capture(Box::new(camera), Clock::start(), shutter).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        assert!(!thread.is_finished());
+        drop(frames);
+        thread.join().unwrap().unwrap();
     }
 
     #[test]

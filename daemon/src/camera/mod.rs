@@ -51,7 +51,14 @@ pub trait FrameSource: Send {
     fn is_live(&self) -> bool {
         false
     }
+
+    /// Tells how to learn that nobody wants frames any more: a source that waits for a camera
+    /// then ends.
+    fn until(&mut self, _over: Over) {}
 }
+
+/// Says whether nobody wants frames any more.
+pub type Over = Box<dyn Fn() -> bool + Send>;
 
 /// How to get at pictures.
 #[derive(Debug, Clone, PartialEq)]

@@ -25,7 +25,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct RtspReader {
     address: Address,
     runtime: Runtime,
-    session: Demuxed,
+    /// There until the end.
+    session: Option<Demuxed>,
     codec: Codec,
     clock: Clock,
 }
@@ -46,7 +47,7 @@ impl RtspReader {
         let (session, codec) = opened
             .map_err(|_| broken("it does not answer; is it switched on?".to_owned()))?
             .map_err(broken)?;
-        Ok(Self { address: address.clone(), runtime, session, codec, clock })
+        Ok(Self { address: address.clone(), runtime, session: Some(session), codec, clock })
     }
 }
 
@@ -85,12 +86,14 @@ async fn begin(address: &Address) -> Result<(Demuxed, Codec), String> {
 
 impl Reader for RtspReader {
     fn read(&mut self) -> Result<Shot, CameraError> {
+        let closed = || broken(&self.address, "it has closed the connection");
+        let session = self.session.as_mut().ok_or_else(closed)?;
         loop {
             // One timer for each item, made inside the runtime.
-            let next = self.runtime.block_on(async { timeout(WITHIN, self.session.next()).await });
+            let next = self.runtime.block_on(async { timeout(WITHIN, session.next()).await });
             let item = match next {
                 Err(_) => return Err(broken(&self.address, "it has stopped sending")),
-                Ok(None) => return Err(broken(&self.address, "it has closed the connection")),
+                Ok(None) => return Err(closed()),
                 Ok(Some(Err(e))) => return Err(broken(&self.address, &e.to_string())),
                 Ok(Some(Ok(item))) => item,
             };
@@ -110,6 +113,14 @@ impl Reader for RtspReader {
                 }
             }
         }
+    }
+}
+
+impl Drop for RtspReader {
+    /// The session says goodbye in the runtime it was made in.
+    fn drop(&mut self) {
+        let _inside = self.runtime.enter();
+        drop(self.session.take());
     }
 }
 

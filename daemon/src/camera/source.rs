@@ -283,7 +283,7 @@ fn check_rpicam(wish: &Wish) -> Result<(), String> {
     match wish.format {
         Some(Format::Mjpeg) => Ok(()),
         None | Some(Format::Yuv420) => match wish.size {
-            Some((width, _)) if width % 64 != 0 => {
+            Some((width, _)) if !width.is_multiple_of(64) => {
                 Err(format!("the width {width} is no multiple of 64; use one, or format=mjpeg"))
             }
             _ => Ok(()),
@@ -352,7 +352,7 @@ fn size(text: &str) -> Option<(u32, u32)> {
     let (width, height) = text.split_once('x')?;
     let side = |text: &str| {
         let side: u32 = text.parse().ok()?;
-        ((32..=4_096).contains(&side) && side % 2 == 0).then_some(side)
+        ((32..=4_096).contains(&side) && side.is_multiple_of(2)).then_some(side)
     };
     Some((side(width)?, side(height)?))
 }

@@ -58,7 +58,7 @@ impl Finding {
         Self::new(check, Verdict::Bad, chain(error).replace('\n', " "))
     }
 
-    fn to_do(self, remedy: &'static str) -> Self {
+    fn remedy(self, remedy: &'static str) -> Self {
         Self { remedy: Some(remedy), ..self }
     }
 }
@@ -125,7 +125,7 @@ fn models(common: &Common, config: &Config) -> Vec<Finding> {
             .collect(),
         Err(error) => vec![
             Finding::bad("models", &error)
-                .to_do("`pawlatch model list` shows what is there; install the models again"),
+                .remedy("`pawlatch model list` shows what is there; install the models again"),
         ],
     }
 }
@@ -133,7 +133,7 @@ fn models(common: &Common, config: &Config) -> Vec<Finding> {
 fn camera(config: &Config, running: bool) -> Finding {
     if config.camera.source.is_none() {
         return Finding::new("camera", Verdict::Bad, "none is configured")
-            .to_do("set camera.source, such as v4l2:/dev/video0");
+            .remedy("set camera.source, such as v4l2:/dev/video0");
     }
     if running {
         return Finding::ok("camera", "in use by the service; its log says how it is doing");
@@ -154,7 +154,7 @@ fn lines(config: &Config) -> Vec<Finding> {
         .collect();
     if config.latch.wired.is_none() {
         let note = Finding::new("latch", Verdict::Note, "it is simulated: no bolt moves");
-        findings.push(note.to_do("set latch.kind and latch.line"));
+        findings.push(note.remedy("set latch.kind and latch.line"));
     }
     findings
 }
@@ -170,10 +170,10 @@ fn disk(dir: &Path) -> Finding {
             let found = format!("{} MB free for {}", free / 1_000_000, dir.display());
             if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
                 Finding::new("disk", Verdict::Bad, format!("{} is read-only", there.display()))
-                    .to_do("a worn card turns read-only: replace it; `dmesg` tells why")
+                    .remedy("a worn card turns read-only: replace it; `dmesg` tells why")
             } else if free < LEAST_FREE {
                 Finding::new("disk", Verdict::Bad, found)
-                    .to_do("free space, or lower journal.budget_mb")
+                    .remedy("free space, or lower journal.budget_mb")
             } else {
                 Finding::ok("disk", found)
             }
@@ -191,12 +191,12 @@ fn clock(root: &Path, now: &jiff::Timestamp) -> Finding {
     let found = format!("{now}");
     if !set {
         Finding::new("clock", Verdict::Bad, format!("{found}: it was never set"))
-            .to_do("connect a network once, or a clock with a battery; rules with times wait")
+            .remedy("connect a network once, or a clock with a battery; rules with times wait")
     } else if synchronised {
         Finding::ok("clock", format!("{found}, synchronised"))
     } else {
         Finding::new("clock", Verdict::Note, format!("{found}, not synchronised by systemd"))
-            .to_do("`timedatectl` tells whether something else keeps the time")
+            .remedy("`timedatectl` tells whether something else keeps the time")
     }
 }
 
@@ -210,7 +210,7 @@ fn temperature(root: &Path) -> Option<Finding> {
     let hottest = zones.flatten().filter_map(|zone| read(zone.path())).max_by(f64::total_cmp)?;
     let found = format!("{hottest:.0} °C");
     Some(if hottest >= HOT {
-        Finding::new("temperature", Verdict::Bad, found).to_do("give it air, shade or a heat sink")
+        Finding::new("temperature", Verdict::Bad, found).remedy("give it air, shade or a heat sink")
     } else {
         Finding::ok("temperature", found)
     })
@@ -225,9 +225,9 @@ fn power(root: &Path) -> Option<Finding> {
     let flags = u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()?;
     let remedy = "use the supply made for this board and a short cable; give the latch its own";
     Some(if flags & UNDER_VOLTAGE != 0 {
-        Finding::new("power", Verdict::Bad, "under-voltage now").to_do(remedy)
+        Finding::new("power", Verdict::Bad, "under-voltage now").remedy(remedy)
     } else if flags & UNDER_VOLTAGE_SINCE_BOOT != 0 {
-        Finding::new("power", Verdict::Note, "under-voltage since the start").to_do(remedy)
+        Finding::new("power", Verdict::Note, "under-voltage since the start").remedy(remedy)
     } else {
         Finding::ok("power", "the supply holds")
     })
@@ -241,7 +241,7 @@ fn service(running: bool) -> Vec<Finding> {
         Finding::ok("service", "running")
     } else {
         Finding::new("service", Verdict::Note, "pawlatch.service does not run")
-            .to_do("systemctl start pawlatch; journalctl -u pawlatch tells why it ended")
+            .remedy("systemctl start pawlatch; journalctl -u pawlatch tells why it ended")
     }];
     for unit in ["pawlatch.service", "pawlatch-lock.service"] {
         let state = unit_state("is-enabled", unit);
@@ -250,7 +250,7 @@ fn service(running: bool) -> Vec<Finding> {
             let found = format!("{unit} is {state}: it will not start by itself");
             findings.push(
                 Finding::new("service", Verdict::Note, found)
-                    .to_do("systemctl enable pawlatch.service pawlatch-lock.service"),
+                    .remedy("systemctl enable pawlatch.service pawlatch-lock.service"),
             );
         }
     }

@@ -17,7 +17,7 @@ use pawlatch::latch::LatchThread;
 use pawlatch::owner::{Link, Owner, access};
 use pawlatch::panel::Panel;
 use pawlatch::releases::{Probation, Releases};
-use pawlatch::{camera, intent, latch, lines};
+use pawlatch::{camera, intent, latch, lines, systemd};
 
 use super::{Common, Outcome, chain};
 
@@ -34,9 +34,12 @@ pub fn run(common: &Common) -> Result<Outcome> {
         run_once(common, &config, clock, &signalled, &mut owner)?;
         let anew = owner.as_ref().is_some_and(|owner| owner.house().take_restart());
         if signalled.load(Ordering::SeqCst) || !anew {
+            // Only now: systemd would end a program that has said so and goes on.
+            let _ = systemd::notify("STOPPING=1");
             return Ok(Outcome::Done);
         }
         tracing::info!("starting anew, as the owner wishes");
+        let _ = systemd::notify(&systemd::starting_anew());
         config = common.config()?;
     }
 }

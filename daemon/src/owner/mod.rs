@@ -7,6 +7,7 @@
 //! wish to start anew with another configuration.
 
 pub mod access;
+pub mod animals;
 mod board;
 mod house;
 pub mod metrics;

@@ -106,7 +106,7 @@ impl Broker {
 }
 
 /// Messages about visits and faults.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NotifySettings {
     /// An ntfy topic.
     pub ntfy: Option<Url>,
@@ -122,6 +122,20 @@ pub struct NotifySettings {
     pub quiet: Option<(Time, Time)>,
     /// When the day is summed up, local time.
     pub digest_at: Option<Time>,
+}
+
+impl Default for NotifySettings {
+    fn default() -> Self {
+        Self {
+            ntfy: None,
+            webhook: None,
+            token_path: None,
+            what: vec![Told::Visit(Verdict::LetIn), Told::Visit(Verdict::KeptShut), Told::Fault],
+            pictures: true,
+            quiet: None,
+            digest_at: None,
+        }
+    }
 }
 
 /// Something that is worth a message.

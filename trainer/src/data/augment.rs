@@ -179,10 +179,18 @@ impl Augmentation {
 /// # Errors
 /// If the resizer refuses the sizes.
 pub fn resized(picture: &RgbImage, part: Rect, side: u32) -> Result<RgbImage> {
+    stretched(picture, part, side, side)
+}
+
+/// As [`resized`], of any size.
+///
+/// # Errors
+/// If the resizer refuses the sizes.
+pub fn stretched(picture: &RgbImage, part: Rect, width: u32, height: u32) -> Result<RgbImage> {
     let (w, h) = picture.dimensions();
     let [x0, y0, x1, y1] = part.to_pixels(w, h).map(f64::from);
     let source = ImageRef::new(w, h, picture.as_raw(), PixelType::U8x3)?;
-    let mut target = Image::new(side, side, PixelType::U8x3);
+    let mut target = Image::new(width, height, PixelType::U8x3);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .use_alpha(false)
@@ -193,7 +201,7 @@ pub fn resized(picture: &RgbImage, part: Rect, side: u32) -> Result<RgbImage> {
             (y1 - y0).max(1.0).min(f64::from(h) - y0),
         );
     Resizer::new().resize(&source, &mut target, &options)?;
-    RgbImage::from_raw(side, side, target.into_vec())
+    RgbImage::from_raw(width, height, target.into_vec())
         .ok_or_else(|| anyhow::anyhow!("the resizer returned another size"))
 }
 

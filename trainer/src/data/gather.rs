@@ -1,5 +1,5 @@
-//! Where items come from: a folder per label, tables (CSV, JSON lines) and COCO box files, as one
-//! TOML file describes them.
+//! Where items come from: a folder per label, tables (CSV, JSON lines) and boxes, as one TOML file
+//! describes them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use pawlatch_core::units::Rect;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Dataset, Item, LabelledBox, Scene, Split, by_hash};
+use super::boxes::{self, Format};
+use super::{Dataset, Item, Scene, Split, by_hash};
 
 /// How many pictures a class may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -79,10 +79,19 @@ fn source_column() -> String {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BoxSpec {
-    /// COCO annotations.
+    /// How the boxes are written.
+    #[serde(default)]
+    format: Format,
+    /// COCO: the annotations. VOC, KITTI, YOLO: the directory of the annotations.
     path: PathBuf,
     /// Directory of the pictures.
     pictures: PathBuf,
+    /// YOLO: names of the class numbers.
+    #[serde(default)]
+    names: Vec<String>,
+    /// Classes of which every one is boxed; if absent, what each picture says (COCO with
+    /// `exhaustive_for`), else all.
+    exhaustive_for: Option<Vec<String>>,
     /// Also take every box, padded, as a picture for the classifier.
     #[serde(default)]
     crops: bool,
@@ -182,7 +191,7 @@ pub(super) fn specified(path: &Path) -> Result<Dataset> {
         }
     }
     for scene in &mut data.scenes {
-        for b in &mut scene.boxes {
+        for b in scene.boxes.iter_mut().chain(&mut scene.unsure) {
             b.label = relabelled(&spec.relabel, &b.label, "");
         }
         for label in &mut scene.exhaustive_for {
@@ -277,71 +286,25 @@ fn csv(text: &str) -> Vec<BTreeMap<String, String>> {
 
 fn take_boxes(data: &mut Dataset, base: &Path, spec: &BoxSpec, all: &Spec) -> Result<()> {
     let path = base.join(&spec.path);
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let coco: Value =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    let list = |k: &str| {
-        coco[k].as_array().with_context(|| format!("{} has no list '{k}'", path.display()))
-    };
-    let names: BTreeMap<i64, &str> = list("categories")?
-        .iter()
-        .filter_map(|c| Some((c["id"].as_i64()?, c["name"].as_str()?)))
-        .collect();
-    let mut boxes: BTreeMap<i64, Vec<(&str, [f64; 4])>> = BTreeMap::new();
-    for a in list("annotations")? {
-        let edge = |i: usize| a["bbox"][i].as_f64();
-        let known = (|| {
-            Some((
-                a["image_id"].as_i64()?,
-                *names.get(&a["category_id"].as_i64()?)?,
-                [edge(0)?, edge(1)?, edge(2)?, edge(3)?],
-            ))
-        })();
-        let (image, name, at) =
-            known.with_context(|| format!("{}: bad annotation {a}", path.display()))?;
-        boxes.entry(image).or_default().push((name, at));
-    }
+    let pictures = base.join(&spec.pictures);
+    let share = spec.validate_share.unwrap_or(all.validate_share);
     let mut rng = StdRng::seed_from_u64(0);
-    for image in list("images")? {
-        let text = |k: &str| image[k].as_str().unwrap_or("").to_owned();
-        let known = (|| {
-            Some((
-                image["id"].as_i64()?,
-                image["file_name"].as_str()?,
-                image["width"].as_f64()?,
-                image["height"].as_f64()?,
-            ))
-        })();
-        let (id, name, w, h) =
-            known.with_context(|| format!("{}: bad image {image}", path.display()))?;
-        let found: Vec<LabelledBox> = boxes
-            .get(&id)
-            .into_iter()
-            .flatten()
-            .filter_map(|(label, [x, y, bw, bh])| {
-                let rect = Rect::clipped(
-                    (x / w) as f32,
-                    (y / h) as f32,
-                    ((x + bw) / w) as f32,
-                    ((y + bh) / h) as f32,
-                )?;
-                Some(LabelledBox { rect, label: (*label).into() })
-            })
-            .collect();
-        let split = match image["split"].as_str() {
+    for picture in boxes::read(spec.format, &path, &pictures, &spec.names)? {
+        let split = match picture.split.as_deref() {
             Some("train") => Split::Train,
             Some(_) => Split::Validate,
-            None => by_hash(name, spec.validate_share.unwrap_or(all.validate_share)),
+            None => by_hash(&picture.name, share),
         };
-        let exhaustive = image["exhaustive_for"].as_array().into_iter().flatten();
+        let exhaustive = spec.exhaustive_for.clone().or(picture.exhaustive_for);
         let scene = Scene {
-            file: base.join(&spec.pictures).join(name),
-            boxes: found,
-            exhaustive_for: exhaustive.filter_map(|v| Some(v.as_str()?.to_owned())).collect(),
-            source: text("source"),
+            file: pictures.join(&picture.name),
+            boxes: picture.boxes,
+            unsure: picture.unsure,
+            exhaustive_for: exhaustive.unwrap_or_else(|| all.classes.clone()),
+            source: picture.source,
             split,
         };
-        take_parts(data, &scene, &text("subset"), spec, &mut rng, (w / h) as f32);
+        take_parts(data, &scene, &picture.subset, spec, &mut rng, picture.aspect);
         data.scenes.push(scene);
     }
     Ok(())

@@ -1,8 +1,10 @@
 //! Labelled pictures: gathered from folders, tables and box files, checked, split and hashed.
 
 pub mod augment;
+pub mod boxes;
 pub mod browse;
 pub mod gather;
+pub mod teach;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -66,6 +68,9 @@ pub struct Scene {
     pub file: PathBuf,
     /// What is known to be in it.
     pub boxes: Vec<LabelledBox>,
+    /// Where there may be something of a class: neither to be found nor background.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsure: Vec<LabelledBox>,
     /// Classes that are boxed wherever they occur in it; others may be there without a box.
     pub exhaustive_for: Vec<String>,
     /// Where it was taken.
@@ -191,12 +196,18 @@ impl Dataset {
             .filter(whole)
             .map(|i| (i.file.as_path(), (i.label.as_str(), i.split)))
             .collect();
+        let scenes: BTreeMap<&Path, Split> =
+            self.scenes.iter().map(|s| (s.file.as_path(), s.split)).collect();
+        let split = |f: &Path| {
+            let of = [used.get(f).map(|u| u.1), scenes.get(f).copied()];
+            of.into_iter().flatten().max().unwrap_or(Split::Train)
+        };
         let mut kept: Vec<(&Path, u64)> = Vec::new();
         let mut dropped = BTreeSet::new();
         let mut order: Vec<_> = sound.iter().collect();
-        // Validation first: its copy is the one that stays.
+        // Validation first, then boxes: that copy is the one that stays.
         order.sort_by_key(|(f, _)| {
-            (used.get(f.as_path()).map_or(Split::Train, |u| u.1) == Split::Train, *f)
+            (split(f) == Split::Train, !scenes.contains_key(f.as_path()), *f)
         });
         for (file, print) in order {
             let twin = kept.iter().find(|(_, look)| (look ^ print.look).count_ones() <= 2);

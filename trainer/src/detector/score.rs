@@ -1,16 +1,23 @@
-//! Average precision of a detector, measured through `pawlatch_core::vision` as on the door.
+//! How good a detector is, measured through `pawlatch_core::vision` as on the door.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use pawlatch_core::metrics::Rate;
+use pawlatch_core::sight::{Class, Detection};
 use pawlatch_core::units::Rect;
-use pawlatch_core::vision::Detector;
+use pawlatch_core::vision::{Detector, Model};
 use serde::Serialize;
 
 use crate::data::{self, Dataset, Scene, Split};
-use crate::evaluate::{door_class, frame, load_model};
+use crate::evaluate::{door_class, frame};
 use crate::train::bar;
+
+/// The curve of precision against recall needs the whole range of scores.
+const FLOOR: f32 = 0.02;
+/// Sizes reported apart: name, and up to which share of the picture's area.
+const SIZES: [(&str, f32); 3] = [("small", 0.05), ("medium", 0.25), ("large", 1.0)];
 
 /// Figures of one class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -21,6 +28,64 @@ pub struct ClassFigures {
     pub ap50: f64,
     /// Mean over IoU 0.5 to 0.95 in steps of 0.05.
     pub ap50_95: f64,
+    /// Boxes and AP50 of those below a twentieth of the picture, a quarter, and the rest.
+    pub sizes: BTreeMap<String, (usize, f64)>,
+}
+
+/// Everything that is measured of a detector.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Model name and version.
+    pub model: String,
+    /// Hash of the dataset.
+    pub data_sha256: String,
+    /// By class.
+    pub classes: BTreeMap<String, ClassFigures>,
+    /// Of the cats that are found (IoU 0.5, score above the model's floor), those whose best box
+    /// says dog.
+    pub cat_called_dog: Rate,
+    /// The same the other way round.
+    pub dog_called_cat: Rate,
+    /// Of pictures with one dog or cat and nothing else boxed, those whose best animal box overlaps it by more
+    /// than 0.5 (IoU).
+    pub single_over_50: Rate,
+    /// By more than 0.7.
+    pub single_over_70: Rate,
+    /// Median milliseconds per picture, decoding left out.
+    pub median_ms: f64,
+}
+
+impl Report {
+    /// Mean AP50 of the classes.
+    pub fn mean_ap50(&self) -> f64 {
+        self.classes.values().map(|c| c.ap50).sum::<f64>() / self.classes.len().max(1) as f64
+    }
+
+    /// For the terminal.
+    pub fn text(&self) -> String {
+        let mut out = format!("{}\n", self.model);
+        for (class, f) in &self.classes {
+            out += &format!(
+                "  {class:<8} {:>4} boxes  AP50 {:.3}  AP50:95 {:.3}  ",
+                f.boxes, f.ap50, f.ap50_95
+            );
+            for (size, _) in SIZES {
+                let (n, ap) = f.sizes[size];
+                out += &format!("  {size} ({n}) {ap:.3}");
+            }
+            out += "\n";
+        }
+        out += &format!("  mean AP50 {:.3}\n", self.mean_ap50());
+        out += &format!(
+            "  cats called dog {}; dogs called cat {}\n",
+            self.cat_called_dog, self.dog_called_cat
+        );
+        out += &format!(
+            "  single pets: IoU over 0.5 {}; over 0.7 {}\n",
+            self.single_over_50, self.single_over_70
+        );
+        out + &format!("  median {:.1} ms per picture\n", self.median_ms)
+    }
 }
 
 /// Scored boxes of one class in one picture, and the true ones.
@@ -29,23 +94,32 @@ struct Picture {
     truth: Vec<Rect>,
 }
 
-/// Measures the detector in `dir` on `split`; detections of a class are judged only in pictures
-/// in which all of it is boxed.
+/// Measures a detector on `split`; detections of a class are judged only in pictures in which all
+/// of it is boxed. With a `source`, only on its pictures.
 ///
 /// # Errors
-/// If the model or a picture cannot be used, or there is no boxed picture.
-pub fn score(dir: &Path, data: &Dataset, split: Split) -> Result<BTreeMap<String, ClassFigures>> {
-    let mut model = load_model(dir)?;
-    // The curve needs the whole range of scores.
-    model.manifest.thresholds.score_floor = 0.02;
+/// If a picture cannot be used, or there is no boxed picture.
+pub fn score(
+    mut model: Model,
+    data: &Dataset,
+    split: Split,
+    source: Option<&str>,
+) -> Result<Report> {
+    let name = format!("{} {}", model.manifest.name, model.manifest.version);
+    let floor = model.manifest.thresholds.score_floor;
+    model.manifest.thresholds.score_floor = FLOOR;
     let mut detector = Detector::new(model)?;
-    let scenes: Vec<&Scene> = data.scenes.iter().filter(|s| s.split == split).collect();
+    let of = |s: &&Scene| s.split == split && source.is_none_or(|name| s.source == name);
+    let scenes: Vec<&Scene> = data.scenes.iter().filter(of).collect();
     ensure!(!scenes.is_empty(), "the dataset has no boxed picture in this split");
     let bar = bar(scenes.len() as u64, "boxed pictures");
     let mut classes: BTreeMap<String, Vec<Picture>> = BTreeMap::new();
+    let (mut called, mut single, mut times) = (Vec::new(), Vec::new(), Vec::new());
     for scene in scenes {
         let frame = frame(data::open(&scene.file)?)?;
+        let began = Instant::now();
         let found = detector.detect(&frame, Rect::WHOLE)?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
         for label in &scene.exhaustive_for {
             let class = door_class(label)?;
             classes.entry(label.clone()).or_default().push(Picture {
@@ -57,26 +131,65 @@ pub fn score(dir: &Path, data: &Dataset, split: Split) -> Result<BTreeMap<String
                 truth: scene.boxes.iter().filter(|b| &b.label == label).map(|b| b.rect).collect(),
             });
         }
+        let pets = scene.boxes.iter().filter(|b| ["dog", "cat"].contains(&b.label.as_str()));
+        for b in pets {
+            let best = best_animal(&found, |d| d.rect.iou(b.rect) >= 0.5 && d.score.get() > floor);
+            called.extend(best.map(|d| (b.label.clone(), d.class)));
+            if scene.boxes.len() == 1 {
+                single.push(best_animal(&found, |_| true).map_or(0.0, |d| d.rect.iou(b.rect)));
+            }
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(classes
-        .into_iter()
-        .map(|(label, pictures)| {
-            let at = |iou: f32| average_precision(&pictures, iou);
-            let steps: Vec<f64> = (0..10).map(|i| at(0.5 + 0.05 * i as f32)).collect();
-            let boxes = pictures.iter().map(|p| p.truth.len()).sum();
-            (
-                label,
-                ClassFigures { boxes, ap50: steps[0], ap50_95: steps.iter().sum::<f64>() / 10.0 },
-            )
-        })
-        .collect())
+    let rate = |label: &str, class: Class| {
+        let of: Vec<_> = called.iter().filter(|c| c.0 == label).collect();
+        Rate::new(of.iter().filter(|c| c.1 == class).count(), of.len())
+    };
+    let over = |iou: f32| Rate::new(single.iter().filter(|v| **v > iou).count(), single.len());
+    times.sort_by(f64::total_cmp);
+    Ok(Report {
+        model: name,
+        data_sha256: data.sha256.clone(),
+        classes: classes.into_iter().map(|(c, pictures)| (c, figures(&pictures))).collect(),
+        cat_called_dog: rate("cat", Class::Dog),
+        dog_called_cat: rate("dog", Class::Cat),
+        single_over_50: over(0.5),
+        single_over_70: over(0.7),
+        median_ms: times[times.len() / 2],
+    })
 }
 
-/// Area under precision against recall, precision made falling (VOC 2010 and COCO).
-fn average_precision(pictures: &[Picture], iou: f32) -> f64 {
-    let total: usize = pictures.iter().map(|p| p.truth.len()).sum();
+/// The animal's box of the highest score that `fits`; detections come best first.
+fn best_animal(found: &[Detection], fits: impl Fn(&Detection) -> bool) -> Option<&Detection> {
+    let animal = |d: &&Detection| matches!(d.class, Class::Dog | Class::Cat | Class::Other);
+    found.iter().filter(animal).find(|d| fits(d))
+}
+
+fn figures(pictures: &[Picture]) -> ClassFigures {
+    let all = |_: Rect| true;
+    let steps: Vec<f64> =
+        (0..10).map(|i| average_precision(pictures, 0.5 + 0.05 * i as f32, all)).collect();
+    let mut sizes = BTreeMap::new();
+    let mut least = 0.0;
+    for (size, most) in SIZES {
+        let within = |r: Rect| r.area() > least && r.area() <= most;
+        let boxes = pictures.iter().flat_map(|p| &p.truth).filter(|r| within(**r)).count();
+        sizes.insert(size.to_owned(), (boxes, average_precision(pictures, 0.5, within)));
+        least = most;
+    }
+    ClassFigures {
+        boxes: pictures.iter().map(|p| p.truth.len()).sum(),
+        ap50: steps[0],
+        ap50_95: steps.iter().sum::<f64>() / 10.0,
+        sizes,
+    }
+}
+
+/// Area under precision against recall, precision made falling (VOC 2010 and COCO). Boxes that do
+/// not count are neither to be found nor wrong to find.
+fn average_precision(pictures: &[Picture], iou: f32, counts: impl Fn(Rect) -> bool) -> f64 {
+    let total = pictures.iter().flat_map(|p| &p.truth).filter(|r| counts(**r)).count();
     let mut hits: Vec<(f32, bool)> = Vec::new();
     for p in pictures {
         let mut taken = vec![false; p.truth.len()];
@@ -90,7 +203,9 @@ fn average_precision(pictures: &[Picture], iou: f32) -> f64 {
             if let Some(i) = hit {
                 taken[i] = true;
             }
-            hits.push((*score, hit.is_some()));
+            if counts(hit.map_or(*rect, |i| p.truth[i])) {
+                hits.push((*score, hit.is_some()));
+            }
         }
     }
     hits.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -122,7 +237,7 @@ mod tests {
     fn average_precision_of_known_curves() {
         let truth = vec![rect(0.0), rect(0.5)];
         let ap = |found: Vec<(f32, Rect)>| {
-            average_precision(&[Picture { found, truth: truth.clone() }], 0.5)
+            average_precision(&[Picture { found, truth: truth.clone() }], 0.5, |_| true)
         };
         assert_eq!(ap(vec![(0.9, rect(0.0)), (0.8, rect(0.5))]), 1.0);
         assert_eq!(ap(vec![(0.9, rect(0.0))]), 0.5);
@@ -133,5 +248,13 @@ mod tests {
         // The second box on the same animal is wrong.
         let twice = ap(vec![(0.9, rect(0.0)), (0.8, rect(0.01)), (0.7, rect(0.5))]);
         assert!((twice - (0.5 + 0.5 * 2.0 / 3.0)).abs() < 1e-9, "{twice}");
+    }
+
+    #[test]
+    fn boxes_of_another_size_are_neither_missed_nor_wrong() {
+        let large = Rect::clipped(0.0, 0.4, 0.9, 1.0).unwrap();
+        let found = vec![(0.9, large), (0.8, rect(0.0)), (0.7, Rect::WHOLE)];
+        let picture = Picture { found, truth: vec![rect(0.0), large] };
+        assert_eq!(average_precision(&[picture], 0.5, |r| r.area() < 0.05), 1.0);
     }
 }

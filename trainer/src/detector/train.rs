@@ -1,31 +1,43 @@
-//! Trains a detector on the taps of a frozen backbone and writes it as a model of the door.
+//! Trains a detector on a classifier's backbone and writes it as a model of the door.
+//!
+//! As a classifier, it is trained in stages: what lies before a stage's cut is frozen, runs once
+//! per view in tract and is kept on disk.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 use pawlatch_core::sight::Class;
+use pawlatch_core::units::Rect;
 use pawlatch_core::vision::manifest::{
-    ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Output, Resize,
+    ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Metric, Output, Resize,
     Thresholds, Training as Origin,
 };
-use pawlatch_core::vision::{Manifest, Task, sha256};
+use pawlatch_core::vision::{Manifest, Model as DoorModel, Task, sha256};
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::{MAPS, STRIDES, Target, grow, loss, target, view};
+use super::loss::{Truth, loss};
+use super::score::{Report, score};
+use super::view::{Views, paint, truth};
+use super::{MAPS, STRIDES, grow};
 use crate::cache::{Cache, Normalisation, View};
-use crate::data::augment::{Augmentation, resized};
-use crate::data::{Dataset, LabelledBox, Scene, Split};
-use crate::engine::{Model, to_host};
+use crate::data::augment::Augmentation;
+use crate::data::{Dataset, Scene, Split};
+use crate::engine::Model;
 use crate::evaluate::door_class;
 use crate::export::Card;
 use crate::net::Net;
 use crate::net::onnx::Precision;
 use crate::recipe::Recipe;
-use crate::train::{Objective, Trained, Training, bar, batch_shape, write_whole};
+use crate::train::{Epoch, Objective, Training, bar, batch_shape, write_whole};
+
+/// A picture is seen at most this many times in an epoch for the sake of a rare class.
+const MOST_REPEATS: f32 = 4.0;
 
 /// A detector training as a TOML file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,15 +49,37 @@ pub struct Plan {
     pub mean: [f32; 3],
     /// Divides each channel.
     pub std: [f32; 3],
-    /// Values of the backbone at strides 8, 16 and 32.
+    /// Values of the backbone at strides 8, 16 and 32; what follows the last is cut off.
     pub taps: [String; 3],
     /// Classes to find, in the order of the labels.
     pub classes: Vec<String>,
-    /// Smallest share of a picture that a random view shows.
-    pub smallest_view: f32,
-    /// Variants of each picture.
+    /// Seed of everything but the steps of a stage.
+    pub seed: u64,
+    /// A class in a smaller share of the pictures than this has its pictures repeated.
+    pub fair_share: f32,
+    /// Most training pictures of one source: one that abounds would be all there is to learn.
+    pub most_per_source: usize,
+    /// What is seen of the scenes.
+    #[serde(default)]
+    pub views: Views,
+    /// Distortions of colour, sharpness and the like; geometry is the views'.
+    #[serde(default)]
+    pub augmentation: Augmentation,
+    /// Run in order, each on the result of the one before.
+    pub stage: Vec<Stage>,
+}
+
+/// One stage of a training.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Values at which the network is cut: everything that makes them is frozen.
+    pub cut: Vec<String>,
+    /// Views of each picture.
     pub variants: usize,
-    /// How it is trained; the seed is the recipe's.
+    /// Factor of the rate for what the backbone had learnt before; at 0 it stays as it is.
+    pub backbone_pace: f32,
+    /// How it is trained.
     pub recipe: Recipe,
 }
 
@@ -53,184 +87,204 @@ impl Plan {
     /// Reads a plan.
     ///
     /// # Errors
-    /// If the file cannot be read or has an unknown key.
+    /// If the file cannot be read, has an unknown key or no stage.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is no detector plan", path.display()))
+        let plan: Self = toml::from_str(&text)
+            .with_context(|| format!("{} is no detector plan", path.display()))?;
+        ensure!(!plan.stage.is_empty(), "{} has no stage", path.display());
+        Ok(plan)
     }
 }
 
-/// Scenes seen through the frozen backbone.
-struct Seen {
-    cache: Cache,
-    targets: Vec<Vec<Target>>,
-}
-
-struct Boxes<'a> {
+/// Detection as something to train for, on views seen through the frozen part.
+struct Detection<'a> {
     plan: &'a Plan,
-    train: Seen,
-    validate: Seen,
+    stage: &'a Stage,
+    data: &'a Dataset,
+    /// The whole network, with the parameters that are frozen.
+    whole: &'a Net,
+    /// Parameters that the backbone brought along.
+    learnt: BTreeSet<String>,
+    cache: Cache,
+    truths: Vec<Vec<Truth>>,
 }
 
-impl Boxes<'_> {
-    fn batch_loss(
-        &self,
-        model: &Model,
-        seen: &Seen,
-        batch: &[(usize, usize)],
-    ) -> Result<Tensor<1>> {
-        let mut data = Vec::new();
-        let mut targets = Vec::new();
-        for &(i, variant) in batch {
-            seen.cache.read(i, variant, &mut data)?;
-            targets.push(seen.targets[i][variant].clone());
-        }
-        let x = model.batch(data, batch_shape(&seen.cache.shape, batch.len()))?;
-        loss(model, &model.forward(x, None)?, &targets, self.plan.classes.len())
-    }
-}
-
-impl Objective for Boxes<'_> {
+impl Objective for Detection<'_> {
     fn len(&self) -> usize {
-        self.train.cache.len
+        self.cache.len
     }
 
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>> {
-        let drawn: Vec<_> =
-            batch.iter().map(|&i| (i, rng.random_range(0..self.plan.variants))).collect();
-        self.batch_loss(model, &self.train, &drawn)
+        let (mut data, mut truths) = (Vec::new(), Vec::new());
+        for &i in batch {
+            let variant = rng.random_range(0..self.stage.variants);
+            self.cache.read(i, variant, &mut data)?;
+            truths.push(self.truths[i][variant].clone());
+        }
+        let x = model.batch(data, batch_shape(&self.cache.shape, batch.len()))?;
+        let values = model.forward(x, None)?;
+        loss(model, &values, &truths, self.plan.classes.len(), self.plan.side)
     }
 
-    fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)> {
-        let model = Model::new(net.clone(), device);
-        let all: Vec<_> = (0..self.validate.cache.len).map(|i| (i, 0)).collect();
-        let mut total = 0.0;
-        for batch in all.chunks(self.plan.recipe.batch) {
-            total +=
-                to_host(self.batch_loss(&model, &self.validate, batch)?)?[0] * batch.len() as f32;
-        }
-        let mean = total / all.len() as f32;
-        Ok((mean, 1.0 / (1.0 + mean)))
+    fn pace(&self, param: &str) -> f32 {
+        if self.learnt.contains(param) { self.stage.backbone_pace } else { 1.0 }
+    }
+
+    /// By the mean AP50 of the classes, as the door finds them.
+    fn validate(&self, net: &Net, _: &Device) -> Result<(f32, f32)> {
+        let mut whole = self.whole.clone();
+        whole.params.extend(net.params.clone());
+        let onnx = whole.encode(Precision::Half)?;
+        let manifest = manifest(&whole, &onnx, self.plan, &Card::nameless())?;
+        let report =
+            score(DoorModel::from_parts(manifest, &onnx)?, self.data, Split::Validate, None)?;
+        print!("{}", report.text());
+        let mean = report.mean_ap50() as f32;
+        Ok((1.0 - mean, mean))
     }
 }
 
-/// Trains a detector on `backbone`, frozen.
+/// Trains a detector on `backbone`. Caches and checkpoints are kept in `work_dir`, so that a run
+/// that was stopped goes on where it was.
 ///
 /// # Errors
-/// If the dataset has no boxes, a tap does not exist or has another stride, a picture cannot be
-/// read, the loss is not a number or the disk is full.
+/// If the dataset has no boxes, a tap or cut does not exist, a tap has another stride, a picture
+/// cannot be read, the loss is not a number or the disk is full.
 pub fn train(
     backbone: &Net,
     data: &Dataset,
     plan: &Plan,
     work_dir: &Path,
     device: &Device,
-) -> Result<(Net, Trained)> {
-    ensure!(plan.side % 32 == 0, "the side {} is no multiple of 32", plan.side);
-    let side = plan.side;
+) -> Result<(Net, Vec<Vec<Epoch>>)> {
     let taps = [0, 1, 2].map(|i| plan.taps[i].as_str());
-    let mut sized = backbone.clone();
-    sized.input_shape = [None, Some(3), Some(side), Some(side)];
-    let shapes = sized.shapes([1, 3, side, side])?;
-    let mut channels = [0; 3];
-    for i in 0..3 {
-        let shape = shapes.get(taps[i]).with_context(|| format!("no node makes '{}'", taps[i]))?;
-        ensure!(
-            shape.len() == 4 && shape[2] == side / STRIDES[i],
-            "'{}' has shape {shape:?}, not stride {}",
-            taps[i],
-            STRIDES[i]
-        );
-        channels[i] = shape[1];
-    }
-    let (front, back) = sized.tap(&taps, [1, 3, side, side])?;
-    let back = grow(back, taps, channels, plan.classes.len(), plan.recipe.seed)?;
+    let mut net = grow(backbone, plan.side, taps, plan.classes.len(), plan.seed)?;
     let of = |split| data.scenes.iter().filter(|s| s.split == split).collect::<Vec<_>>();
-    let (train, validate) = (of(Split::Train), of(Split::Validate));
+    let (mut scenes, validate) = (of(Split::Train), of(Split::Validate));
+    limit(&mut scenes, plan);
     ensure!(
-        !train.is_empty() && !validate.is_empty(),
+        !scenes.is_empty() && !validate.is_empty(),
         "the dataset has no boxed pictures in one of its splits"
     );
-    let objective = Boxes {
-        plan,
-        train: look(&front, &train, plan, plan.variants, work_dir, "training scenes")?,
-        validate: look(&front, &validate, plan, 1, work_dir, "validation scenes")?,
-    };
-    let trained =
-        Training::new(&plan.recipe, &objective, &work_dir.join("detector")).run(&back, device)?;
-    Ok((sized.untap(trained.net.clone())?, trained))
-}
-
-/// What variant `v` of scene `i` shows: the whole, or a random view.
-fn drawn(
-    scene: &Scene,
-    plan: &Plan,
-    i: usize,
-    variant: usize,
-) -> (pawlatch_core::units::Rect, bool, Vec<LabelledBox>, StdRng) {
-    let mut rng = StdRng::seed_from_u64(plan.recipe.seed ^ (i as u64) << 20 ^ variant as u64);
-    if variant == 0 {
-        return (pawlatch_core::units::Rect::WHOLE, false, scene.boxes.clone(), rng);
+    let order = repeated(&scenes, plan);
+    let mut history = Vec::new();
+    for (n, stage) in plan.stage.iter().enumerate() {
+        println!(
+            "stage {} of {}: {} pictures, {} views each epoch; everything after {:?} is trained",
+            n + 1,
+            plan.stage.len(),
+            scenes.len(),
+            order.len(),
+            stage.cut
+        );
+        let cut: Vec<&str> = stage.cut.iter().map(String::as_str).collect();
+        let (front, back) = net.cut_many(&cut, [1, 3, plan.side, plan.side])?;
+        let (cache, truths) = look(&front, &scenes, &order, plan, stage.variants, work_dir)?;
+        let objective = Detection {
+            plan,
+            stage,
+            data,
+            whole: &net,
+            learnt: backbone.params.keys().cloned().collect(),
+            cache,
+            truths,
+        };
+        let dir = work_dir.join(format!("stage{}", n + 1));
+        let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
+        net.params.extend(trained.net.params);
+        history.push(trained.history);
     }
-    let (part, flip, boxes) = view(scene, plan.smallest_view, &mut rng);
-    (part, flip, boxes, rng)
+    Ok((net, history))
 }
 
+/// Leaves out a random choice of the pictures of sources that have too many.
+fn limit(scenes: &mut Vec<&Scene>, plan: &Plan) {
+    let mut by_source: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+    for scene in scenes.iter() {
+        by_source.entry(&scene.source).or_default().push(&scene.file);
+    }
+    let mut kept = BTreeSet::new();
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    for mut files in by_source.into_values() {
+        files.shuffle(&mut rng);
+        kept.extend(files.into_iter().take(plan.most_per_source));
+    }
+    scenes.retain(|s| kept.contains(s.file.as_path()));
+}
+
+/// Numbers of the scenes of one epoch: those with a rare class come several times, as many as
+/// would give it its fair share (as Gupta et al. 2019, without the square root).
+fn repeated(scenes: &[&Scene], plan: &Plan) -> Vec<usize> {
+    let has = |s: &Scene, class: &str| s.boxes.iter().any(|b| b.label == class);
+    let wanted: Vec<f32> = plan
+        .classes
+        .iter()
+        .map(|class| {
+            let share =
+                scenes.iter().filter(|s| has(s, class)).count() as f32 / scenes.len() as f32;
+            (plan.fair_share / share.max(1e-6)).clamp(1.0, MOST_REPEATS)
+        })
+        .collect();
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let mut order = Vec::new();
+    for (i, scene) in scenes.iter().enumerate() {
+        let classes = plan.classes.iter().zip(&wanted);
+        let most = classes.filter(|(c, _)| has(scene, c)).map(|(_, w)| *w).fold(1.0, f32::max);
+        let times = most as usize + usize::from(rng.random::<f32>() < most.fract());
+        order.extend(std::iter::repeat_n(i, times));
+    }
+    order
+}
+
+/// Draws the views, runs them through the frozen part, and says what is in them.
 fn look(
     front: &Net,
     scenes: &[&Scene],
+    order: &[usize],
     plan: &Plan,
     variants: usize,
     work_dir: &Path,
-    what: &str,
-) -> Result<Seen> {
-    let augmentation = Augmentation {
+) -> Result<(Cache, Vec<Vec<Truth>>)> {
+    let drawn = |i: usize, variant: usize| {
+        let mut rng = StdRng::seed_from_u64(plan.seed ^ (i as u64) << 20 ^ variant as u64);
+        (plan.views.draw(order[i], scenes, &mut rng), rng)
+    };
+    let distortion = Augmentation {
         flip: 0.0,
         smallest_crop: 1.0,
         rotate_degrees: 0.0,
         half_hidden: 0.0,
-        ..Augmentation::default()
+        ..plan.augmentation.clone()
     };
+    let side = plan.side as u32;
     let render = |i: usize, variant: usize, picture: &RgbImage| {
-        let (part, flip, _, mut rng) = drawn(scenes[i], plan, i, variant);
-        if variant == 0 {
-            return resized(picture, part, plan.side as u32);
-        }
-        let mut seen = augmentation.apply(picture, part, plan.side as u32, &mut rng)?;
-        if flip {
-            image::imageops::flip_horizontal_in_place(&mut seen);
-        }
-        Ok(seen)
+        let (pieces, mut rng) = drawn(i, variant);
+        let view = paint(&pieces, scenes, (order[i], picture), side)?;
+        distortion.apply(&view, Rect::WHOLE, side, &mut rng)
     };
     let view = View {
         front,
         side: plan.side,
         normalisation: Normalisation { mean: plan.mean, std: plan.std },
     };
-    let files: Vec<&Path> = scenes.iter().map(|s| s.file.as_path()).collect();
-    let key = serde_json::to_vec(&(scenes, &plan.smallest_view, plan.recipe.seed))?;
-    let bar = bar(0, what);
+    let files: Vec<&Path> = order.iter().map(|&i| scenes[i].file.as_path()).collect();
+    let key = serde_json::to_vec(&(scenes, &plan.views, &distortion, plan.seed))?;
+    let bar = bar(0, "views");
     let cache =
         Cache::rendered(&view, &files, variants, &key, &render, &work_dir.join("cache"), &bar);
     bar.finish_and_clear();
-    let targets = scenes.iter().enumerate().map(|(i, scene)| {
+    let truths = (0..order.len()).map(|i| {
         (0..variants)
-            .map(|v| {
-                target(&drawn(scene, plan, i, v).2, &scene.exhaustive_for, &plan.classes, plan.side)
-            })
+            .map(|v| truth(&drawn(i, v).0, scenes, &plan.classes, plan.side))
             .collect::<Result<Vec<_>>>()
-            .with_context(|| scene.file.display().to_string())
+            .with_context(|| scenes[order[i]].file.display().to_string())
     });
-    Ok(Seen { cache: cache?, targets: targets.collect::<Result<_>>()? })
+    Ok((cache?, truths.collect::<Result<_>>()?))
 }
 
-/// Writes the detector as a model directory.
-///
-/// # Errors
-/// If a class is none of the door's, or a file cannot be written.
-pub fn export(dir: &Path, net: &Net, data: &Dataset, plan: &Plan, card: &Card<'_>) -> Result<()> {
-    let onnx = net.encode(Precision::Half)?;
+fn manifest(net: &Net, onnx: &[u8], plan: &Plan, card: &Card<'_>) -> Result<Manifest> {
     let mut classes = ClassLabels::default();
     for label in &plan.classes {
         let set = LabelSet::Name(label.clone());
@@ -242,13 +296,13 @@ pub fn export(dir: &Path, net: &Net, data: &Dataset, plan: &Plan, card: &Card<'_
             Class::Nothing => classes.nothing.push(set),
         }
     }
-    let manifest = Manifest {
+    Ok(Manifest {
         manifest: FORMAT,
         name: card.name.clone(),
         version: card.version.into(),
         task: Task::Detector,
         file: "model.onnx".into(),
-        sha256: sha256(&onnx),
+        sha256: sha256(onnx),
         licence: card.licence.into(),
         source: card.source.into(),
         input: Input {
@@ -264,25 +318,81 @@ pub fn export(dir: &Path, net: &Net, data: &Dataset, plan: &Plan, card: &Card<'_
         output: Output::Pawlatch {
             names: MAPS.map(String::from).to_vec(),
             strides: STRIDES.to_vec(),
-            nms_iou: 0.5,
+            nms_iou: 0.6,
         },
         calibration: None,
         thresholds: Thresholds::default(),
         open_set: None,
         metrics: Vec::new(),
-        training: Some(Origin {
-            method: format!(
-                "pawlatch-trainer detector: {} epochs on frozen taps {:?}",
-                plan.recipe.epochs, plan.taps
-            ),
-            data: format!("{} pictures with boxes", data.scenes.len()),
-            data_sha256: Some(data.sha256.clone()),
-            seed: Some(plan.recipe.seed),
-            commit: card.commit.clone(),
-        }),
+        training: None,
         labels: Labels { rest: Class::Other, classes, names: plan.classes.clone() },
-    };
+    })
+}
+
+/// Writes the detector as a model directory.
+///
+/// # Errors
+/// If tract's answer differs from burn's by more than [`crate::export::TOLERANCE`], a class is
+/// none of the door's, or a file cannot be written.
+pub fn export(
+    dir: &Path,
+    net: &Net,
+    data: &Dataset,
+    plan: &Plan,
+    card: &Card<'_>,
+    device: &Device,
+) -> Result<()> {
+    let onnx = net.encode(Precision::Half)?;
+    crate::export::prove(net, &onnx, plan.side, device)?;
+    let stages: Vec<String> = plan
+        .stage
+        .iter()
+        .map(|s| format!("{} epochs after {:?} (rate {})", s.recipe.epochs, s.cut, s.recipe.rate))
+        .collect();
+    let boxed = |split| data.scenes.iter().filter(|s| s.split == split).count();
+    let mut manifest = manifest(net, &onnx, plan, card)?;
+    manifest.training = Some(Origin {
+        method: format!("pawlatch-trainer detector: {}", stages.join("; ")),
+        data: format!(
+            "{} training and {} validation pictures with boxes",
+            boxed(Split::Train),
+            boxed(Split::Validate)
+        ),
+        data_sha256: Some(data.sha256.clone()),
+        seed: Some(plan.seed),
+        commit: card.commit.clone(),
+    });
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     write_whole(&dir.join("model.onnx"), &onnx)?;
     write_whole(&dir.join("model.toml"), manifest.to_toml()?.as_bytes())
+}
+
+/// Writes the figures of a report into the manifest of the model they were measured on.
+///
+/// # Errors
+/// If the manifest cannot be read or written.
+pub fn record(dir: &Path, report: &Report) -> Result<()> {
+    let path = dir.join("model.toml");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest = Manifest::parse(&text)?;
+    let mut figures = vec![
+        ("cat_called_dog".to_owned(), report.cat_called_dog.share()),
+        ("single_pet_iou_over_0.5".to_owned(), report.single_over_50.share()),
+        ("single_pet_iou_over_0.7".to_owned(), report.single_over_70.share()),
+    ];
+    for (class, f) in &report.classes {
+        figures.push((format!("ap50_{class}"), f.ap50));
+        figures.push((format!("ap50_95_{class}"), f.ap50_95));
+    }
+    for (name, value) in figures {
+        manifest.metrics.retain(|m| m.name != name);
+        manifest.metrics.push(Metric {
+            name,
+            value,
+            data: "validation split".into(),
+            data_sha256: Some(report.data_sha256.clone()),
+        });
+    }
+    write_whole(&path, manifest.to_toml()?.as_bytes())
 }

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Name of the row that [`Net::tap`] makes.
-const TAPS: &str = "taps";
+/// Name of the row that [`Net::cut_many`] makes.
+const ROW: &str = "row";
 
 /// Numbers with a shape, rows last to first as in C.
 #[derive(Clone, Debug, PartialEq)]
@@ -340,54 +340,51 @@ impl Net {
 
     /// As [`Net::cut`], at several values at once. The second part starts from all of them in one
     /// row, `[n, numbers]`, which it takes apart again first; so a cache of the cut is one row.
+    /// Its parameters carry the names they have here.
     ///
     /// `shape` is the shape of the network's input that the row is made for.
     ///
     /// # Errors
-    /// If nothing makes one of the values.
-    pub fn tap(&self, values: &[&str], shape: [usize; 4]) -> Result<(Self, Self)> {
+    /// If nothing makes one of the values, or the rest also needs something made before them.
+    pub fn cut_many(&self, values: &[&str], shape: [usize; 4]) -> Result<(Self, Self)> {
         let shapes = self.shapes(shape)?;
         let mut front = Self {
-            outputs: Vec::new(),
+            outputs: vec![ROW.into()],
             input_shape: [None, Some(shape[1]), Some(shape[2]), Some(shape[3])],
             ..self.clone()
         };
-        let mut back = Self { input: TAPS.into(), ..Self::default() };
+        let mut back = Self {
+            input: ROW.into(),
+            outputs: self.outputs.clone(),
+            params: self.params.clone(),
+            ..Self::default()
+        };
         let (mut flat, mut start) = (Vec::new(), 0);
         for value in values {
-            self.maker(value).with_context(|| format!("no node makes '{value}'"))?;
-            let extent = &shapes[*value][1..];
+            let extent = &shapes
+                .get(*value)
+                .with_context(|| format!("cannot cut at '{value}': no node makes it"))?[1..];
             let end = start + extent.iter().product::<usize>();
-            flat.push(front.push(&format!("{TAPS}.{value}"), Op::Flatten, &[value]));
+            flat.push(front.push(&format!("{ROW}.{value}"), Op::Flatten, &[value]));
             let part = back.push(
-                &format!("{TAPS}.{value}"),
+                &format!("{ROW}.{value}"),
                 Op::Slice { axis: 1, start, end, step: 1 },
-                &[TAPS],
+                &[ROW],
             );
             let target = std::iter::once(0).chain(extent.iter().map(|&e| e as i64)).collect();
             back.push(value, Op::Reshape { shape: target }, &[&part]);
             start = end;
         }
         let flat: Vec<&str> = flat.iter().map(String::as_str).collect();
-        front.push(TAPS, Op::Concat { axis: 1 }, &flat);
-        front.outputs = vec![TAPS.into()];
+        front.push(ROW, Op::Concat { axis: 1 }, &flat);
         front.prune();
+        let rest = self.nodes.iter().filter(|n| !values.contains(&n.output.as_str()));
+        back.nodes.extend(rest.cloned());
+        back.prune();
+        if let Err(e) = back.check() {
+            bail!("cannot cut at {values:?}: a branch runs past them ({e})");
+        }
         Ok((front, back))
-    }
-
-    /// Puts a network that grew on taps ([`Net::tap`]) on the network it was tapped from.
-    ///
-    /// # Errors
-    /// If a name is used on both sides.
-    pub fn untap(&self, mut grown: Self) -> Result<Self> {
-        grown.nodes.retain(|n| !(n.inputs.iter().any(|i| i.starts_with(TAPS))));
-        let mut net = self.clone();
-        net.nodes.extend(grown.nodes);
-        net.params.extend(grown.params);
-        net.outputs = grown.outputs;
-        net.prune();
-        net.check()?;
-        Ok(net)
     }
 
     /// The inverse of [`Net::cut`].

@@ -17,15 +17,7 @@ impl Net {
     /// If the first output is not made by a dense layer.
     pub fn swap_head(mut self, classes: usize, seed: u64) -> Result<Self> {
         ensure!(classes >= 2, "a classifier needs at least two classes, not {classes}");
-        let output = self.outputs.first().context("the network has no output")?.clone();
-        let (at, node) = self.maker(&output).context("nothing makes the output")?;
-        ensure!(
-            node.op == Op::Gemm,
-            "the head '{}' is {:?}, not a dense layer",
-            node.name,
-            node.op
-        );
-        let weight = node.inputs[1].clone();
+        let (at, weight) = self.last_dense()?;
         let features = self.param(&weight)?.shape[1];
         let mut fresh = he_normal(&[classes, features], &mut StdRng::seed_from_u64(seed));
         fresh.data.iter_mut().for_each(|w| *w *= 0.1);
@@ -36,6 +28,52 @@ impl Net {
         self.params.insert(bias, Array::zeros([classes]));
         self.prune();
         Ok(self)
+    }
+
+    /// The network with `rows` added to its last dense layer: weights as long as its input, and a
+    /// bias each. What it answered stays, the new labels follow.
+    ///
+    /// # Errors
+    /// If the first output is not made by a dense layer, or a row has another length.
+    pub fn grow_head(mut self, rows: &[(Vec<f32>, f32)]) -> Result<Self> {
+        let (at, weight) = self.last_dense()?;
+        let [labels, features] = self.param(&weight)?.shape[..] else {
+            bail!("'{weight}' is no matrix");
+        };
+        let bias = match self.nodes[at].inputs.get(2) {
+            Some(name) => name.clone(),
+            None => {
+                let name = format!("{}.bias", self.nodes[at].name);
+                self.nodes[at].inputs.push(name.clone());
+                self.params.insert(name.clone(), Array::zeros([labels]));
+                name
+            }
+        };
+        for (row, offset) in rows {
+            ensure!(row.len() == features, "a row has {} numbers, not {features}", row.len());
+            for (name, numbers) in [(&weight, &row[..]), (&bias, &[*offset])] {
+                let array = self.params.get_mut(name).context("the head has no weights")?;
+                array.data.extend(numbers);
+                array.shape[0] += 1;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The dense layer that makes the first output: its place, and the name of its weights.
+    ///
+    /// # Errors
+    /// If something else makes it.
+    pub fn last_dense(&self) -> Result<(usize, String)> {
+        let output = self.outputs.first().context("the network has no output")?;
+        let (at, node) = self.maker(output).context("nothing makes the output")?;
+        ensure!(
+            node.op == Op::Gemm,
+            "the head '{}' is {:?}, not a dense layer",
+            node.name,
+            node.op
+        );
+        Ok((at, node.inputs[1].clone()))
     }
 
     /// The network as a fully convolutional one that runs at any size and answers with a map:

@@ -8,9 +8,10 @@ use pawlatch_core::sight::Class;
 pub(super) type Answer = Html<String>;
 
 /// The sections of the page: address, name.
-const SECTIONS: [(&str, &str); 7] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("/", "Now"),
     ("/visits", "Visits"),
+    ("/animals", "Animals"),
     ("/rules", "Rules"),
     ("/camera", "Camera"),
     ("/models", "Models"),

@@ -71,7 +71,7 @@ pub(super) async fn log_in(State(page): Shared, sent: Sent) -> Result<Response, 
     };
     let Some(hash) = hash else { return Ok(Redirect::to("/setup").into_response()) };
     let password = sent.get_raw("password").to_owned();
-    let right = page.aside(move || access::matches(&password, &hash)).await?;
+    let right = page.hash(move || access::matches(&password, &hash)).await?;
     if !right {
         let lockout = house.access().failed(address, house.clock.now());
         let outcome =
@@ -154,7 +154,7 @@ pub(super) async fn set_up(State(page): Shared, sent: Sent) -> Result<Response, 
         return Ok(set_up_page(&page, wrong).into_response());
     }
     let password = sent.get_raw("password").to_owned();
-    let hash = match page.aside(move || access::hashed(&password)).await? {
+    let hash = match page.hash(move || access::hashed(&password)).await? {
         Ok(hash) => hash,
         Err(error) => {
             return Ok(set_up_page(&page, Some(&sentence(&error.to_string()))).into_response());

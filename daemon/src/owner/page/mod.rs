@@ -4,6 +4,7 @@
 //! Served on one thread; what reads the journal or a network goes to a few helper threads. See
 //! [`form`] for who may do what.
 
+mod animals;
 mod api;
 mod camera;
 mod form;
@@ -55,8 +56,11 @@ pub(super) struct Page {
     rates: limits::Rates,
     /// Reading the journal, hashing passwords, drawing: at most this much at a time.
     work: Semaphore,
+    /// Hashing a password, which takes 19 MiB: one at a time.
+    hashing: Semaphore,
     live: live::Live,
     heat: visit::HeatMaps,
+    network: animals::Network,
 }
 
 type Shared = axum::extract::State<Arc<Page>>;
@@ -67,8 +71,10 @@ impl Page {
             house: Arc::clone(house),
             rates: limits::Rates::default(),
             work: Semaphore::new(HELPERS),
+            hashing: Semaphore::new(1),
             live: live::Live::default(),
             heat: visit::HeatMaps::default(),
+            network: animals::Network::default(),
         })
     }
 
@@ -79,6 +85,15 @@ impl Page {
     ) -> Result<T, Refusal> {
         let _permit = self.work.acquire().await.map_err(|_| Refusal::Busy)?;
         tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Failed)
+    }
+
+    /// Hashes a password on a helper thread.
+    async fn hash<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let _permit = self.hashing.acquire().await.map_err(|_| Refusal::Busy)?;
+        self.aside(work).await
     }
 
     /// Reads the journal on a helper thread. Before the door has written one, there is none.
@@ -184,6 +199,11 @@ fn router(page: Arc<Page>) -> Router {
         .route("/visits/{id}/pictures/{n}", get(visit::picture))
         .route("/visits/{id}/heat", get(visit::heat))
         .route("/visits/{id}/export", get(visit::export))
+        .route("/visits/{id}/enrol", post(animals::enrol))
+        .route("/animals", get(animals::page))
+        .route("/animals/remove", post(animals::remove))
+        .route("/animals/pictures/{file}", get(animals::picture))
+        .route("/dataset.tar", get(settings::dataset))
         .route("/rules", get(rules::page).post(rules::save))
         .route("/camera", get(camera::page).post(camera::save))
         .route("/models", get(models::page))

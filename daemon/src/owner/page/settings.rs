@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::form::{Caller, Refusal, Sent};
 use super::login::sentence;
-use super::visit::tar_response;
+use super::visit::{self, tar_response};
 use super::{Page, Shared, form, layout};
 use crate::journal::{Archive, Note};
 use crate::models::read_limited;
@@ -96,6 +96,10 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
                 h2 { "What is recorded" }
                 p { "Pictures and events stay on this machine. Nothing is sent anywhere unless you configure messages or a broker." }
                 p { a href="/export.tar" download { "Export everything (tar)" } }
+            p {
+                a href="/dataset.tar" download { "Export what you labelled, for the trainer (tar)" }
+                ": a folder for each class, as the trainer reads it."
+            }
                 form method="post" action="/settings/wipe" data-fresh {
                     (layout::ticket(&ticket()?))
                     label for="word" { "To erase all visits, pictures and recordings for good, type " strong { (ERASE) } }
@@ -151,7 +155,7 @@ pub(super) async fn password(State(page): Shared, sent: Sent) -> Result<Response
     };
     let (old, new) = (sent.get_raw("old").to_owned(), sent.get_raw("new").to_owned());
     let outcome =
-        page.aside(move || access::matches(&old, &known).then(|| access::hashed(&new))).await?;
+        page.hash(move || access::matches(&old, &known).then(|| access::hashed(&new))).await?;
     match outcome {
         None => {
             house.access().failed(address, house.clock.now());
@@ -270,6 +274,38 @@ fn write_tar(dir: &std::path::Path, ids: &[i64], to: Pieces) -> io::Result<()> {
         }
     }
     tar.into_inner().map(drop)
+}
+
+/// `GET /dataset.tar`: the pictures of labelled visits as the trainer reads them, a folder for each
+/// class: the animal cut out, or the whole picture where nothing was there.
+pub(super) async fn dataset(State(page): Shared) -> Result<Response, Refusal> {
+    let labelled = page
+        .read(|archive| {
+            let mut all = archive.approaches(usize::MAX)?;
+            all.retain(|approach| approach.label.is_some());
+            Ok(all)
+        })
+        .await?;
+    let (pieces, stream) = mpsc::channel::<io::Result<Bytes>>(4);
+    tokio::task::spawn_blocking(move || {
+        let failed = pieces.clone();
+        let mut tar = tar::Builder::new(Pieces(pieces));
+        let mut write = || -> io::Result<()> {
+            for approach in &labelled {
+                let Some(class) = approach.label else { continue };
+                for (at, jpeg) in visit::examples(approach, class) {
+                    let name = format!("dataset/{}/visit-{}-{at}.jpg", class.name(), approach.id);
+                    append(&mut tar, &name, &jpeg)?;
+                }
+            }
+            tar.finish()
+        };
+        if let Err(error) = write() {
+            tracing::warn!(%error, "the export ended early");
+            let _ = failed.blocking_send(Err(io::Error::other("ended early")));
+        }
+    });
+    Ok(tar_response("pawlatch-dataset.tar", Body::from_stream(ReceiverStream::new(stream))))
 }
 
 fn append(tar: &mut tar::Builder<Pieces>, name: &str, bytes: &[u8]) -> io::Result<()> {

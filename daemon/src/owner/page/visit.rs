@@ -9,13 +9,14 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Redirect, Response};
+use image::{RgbImage, imageops};
 use maud::{Markup, html};
 use pawlatch_core::door::{Decision, DoorSettings};
 use pawlatch_core::event::What;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, Sightings};
 use pawlatch_core::units::{Rect, Uptime};
-use pawlatch_core::vision::Localiser;
+use pawlatch_core::vision::{CROP_PADDING, Localiser};
 
 use super::form::{Caller, Refusal, Sent};
 use super::live::{as_jpeg, with_boxes};
@@ -43,9 +44,10 @@ struct Told {
 }
 
 /// A recording, decided again.
-struct Replay {
+pub(super) struct Replay {
     decisive: Option<Decision>,
-    sightings: Vec<Sightings>,
+    /// What was seen, oldest first.
+    pub(super) sightings: Vec<Sightings>,
     curve: Markup,
     steps: usize,
     same: bool,
@@ -93,6 +95,11 @@ fn replay(path: &FilePath, door: &DoorSettings) -> Option<Replay> {
     })
 }
 
+/// The recording of an approach, decided again.
+pub(super) fn replayed(approach: &StoredApproach) -> Option<Replay> {
+    replay(approach.recording.as_deref()?, &DoorSettings::default())
+}
+
 /// The decision that tells most of the recording at `path`.
 pub(super) fn decisive(path: &FilePath) -> Option<Decision> {
     replay(path, &DoorSettings::default())?.decisive
@@ -109,6 +116,8 @@ pub(super) async fn page(
         page.read(move |archive| tell(archive, id, &door)).await?.ok_or(Refusal::NotFound)?;
     let zone = page.house.time_zone();
     let ticket = form::ticket(&page, &caller)?;
+    let enrol = form::ticket(&page, &caller)?;
+    let animals = super::animals::section(&page, &told.approach, &enrol).await?;
     let Told { approach, visit, events, replay } = &told;
     let day = visit.began.to_zoned_datetime(zone.clone()).strftime("%A, %-d %B %Y").to_string();
     let since = |at: Uptime| format!("{:.1} s", at.since(approach.began).as_secs_f64());
@@ -133,6 +142,7 @@ pub(super) async fn page(
                 }
             }
             (label_form(approach, &ticket))
+        (animals)
             @if let Some(replay) = replay { (figures(replay, id)) }
             section .card {
                 h2 { "What happened" }
@@ -234,8 +244,7 @@ pub(super) async fn picture(
     let approach =
         page.read(move |archive| archive.approach(id)).await?.ok_or(Refusal::NotFound)?;
     let drawn = page.aside(move || {
-        let replay =
-            approach.recording.as_deref().and_then(|path| replay(path, &DoorSettings::default()));
+        let replay = replayed(&approach);
         let picture = chosen(&approach, replay.as_ref(), &which)?;
         let frame = stored(picture)?;
         let seen = replay.iter().flat_map(|r| &r.sightings).rfind(|s| s.captured_at <= picture.at);
@@ -258,7 +267,7 @@ fn chosen<'a>(
     approach.pictures.iter().rfind(before).or(approach.pictures.first())
 }
 
-fn stored(picture: &StoredPicture) -> Option<Frame> {
+pub(super) fn stored(picture: &StoredPicture) -> Option<Frame> {
     let bytes = read_limited(&picture.path, MAX_STORED).ok()?;
     Frame::decode(bytes, picture.at).ok()
 }
@@ -296,8 +305,7 @@ pub(super) async fn heat(State(page): Shared, Path(id): Path<i64>) -> Result<Res
         page.read(move |archive| archive.approach(id)).await?.ok_or(Refusal::NotFound)?;
     let network = Arc::clone(&page.heat.network);
     let drawn = page.aside(move || {
-        let replay =
-            approach.recording.as_deref().and_then(|path| replay(path, &DoorSettings::default()));
+        let replay = replayed(&approach);
         let picture = chosen(&approach, replay.as_ref(), "decisive")?;
         let class = approach_class(replay.as_ref());
         draw_heat(&network, &link.models, &stored(picture)?, class)
@@ -339,6 +347,33 @@ fn draw_heat(
     let mut overlay = Overlay::new(frame);
     overlay.heat(&heat, class);
     jpeg(overlay.into_picture(), SIDE).ok().map(|(bytes, _, _)| bytes)
+}
+
+/// The pictures of a labelled visit as examples of `class`, as JPEG with their time: what was seen
+/// cut out as the classifier sees it, or the whole picture where nothing was there.
+pub(super) fn examples(approach: &StoredApproach, class: Class) -> Vec<(u64, Vec<u8>)> {
+    let replay = replayed(approach);
+    let mut found = Vec::new();
+    for picture in &approach.pictures {
+        let seen = replay.iter().flat_map(|r| &r.sightings).rfind(|s| s.captured_at <= picture.at);
+        let best = seen.and_then(|s| s.seen.first()).map(|s| s.detection.rect);
+        let part = match best {
+            Some(rect) if class != Class::Nothing => rect.padded(CROP_PADDING),
+            None if class == Class::Nothing => Rect::WHOLE,
+            // Not known to show it.
+            _ => continue,
+        };
+        let Some(frame) = stored(picture) else { continue };
+        let jpeg = RgbImage::from_raw(frame.width(), frame.height(), frame.pixels().to_vec())
+            .and_then(|whole| {
+                let [x0, y0, x1, y1] = part.to_pixels(frame.width(), frame.height());
+                let (w, h) = ((x1 - x0).max(1.0) as u32, (y1 - y0).max(1.0) as u32);
+                let cut = imageops::crop_imm(&whole, x0 as u32, y0 as u32, w, h).to_image();
+                jpeg(cut, SIDE).ok()
+            });
+        found.extend(jpeg.map(|(bytes, ..)| (picture.at.as_millis(), bytes)));
+    }
+    found
 }
 
 /// `GET /visits/{id}/export`: pictures, recording and events as a tar file.

@@ -1,5 +1,0 @@
-//! Home Assistant and other listeners.
-use super::house::House;
-use std::sync::Arc;
-/// Runs.
-pub(super) fn run(_house: &Arc<House>) {}
