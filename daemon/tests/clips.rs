@@ -1,5 +1,6 @@
 //! Real clips through the whole door: dogs are let in, cats and an empty yard are not, each with
-//! the right reason. The detector is a published one that is not part of the project.
+//! the right reason: with the shipped networks, and with a published detector that is not part of
+//! the project.
 
 #![expect(clippy::unwrap_used, reason = "a test may be blunt")]
 
@@ -23,7 +24,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The shipped classifier with a detector that says where.
+/// ImageNet's classifier as it is, with a published detector that says where.
 #[track_caller]
 fn models(shared: &Path, dir: &Path) {
     let copy = |from: PathBuf, to: PathBuf| {
@@ -41,20 +42,22 @@ fn models(shared: &Path, dir: &Path) {
     copy(manifest, dir.join(detector).join("model.toml"));
 }
 
-#[test]
-fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
+fn shared() -> Option<PathBuf> {
     let shared = root().join("../shared");
     if !shared.is_dir() {
         assert!(std::env::var_os("CI").is_none(), "../shared is needed");
         eprintln!("skipped: ../shared is absent");
-        return;
+        return None;
     }
-    let dir = tempfile::tempdir().unwrap();
-    models(&shared, dir.path());
+    Some(shared)
+}
+
+#[track_caller]
+fn check(shared: &Path, models: &Path) {
     for (clip, opens, word) in CLIPS {
         let output = Command::new(env!("CARGO_BIN_EXE_pawlatch"))
             .args(["replay", "--json", "--models-dir"])
-            .arg(dir.path())
+            .arg(models)
             .arg(shared.join("data/clips").join(clip))
             .output()
             .unwrap();
@@ -66,4 +69,18 @@ fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
         let told = reasons.iter().any(|r| r.as_str().unwrap().contains(word));
         assert!(told, "{clip}: no reason says \"{word}\": {last}");
     }
+}
+
+#[test]
+fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
+    let Some(shared) = shared() else { return };
+    check(&shared, &root().join("models"));
+}
+
+#[test]
+fn a_published_detector_does_as_well() {
+    let Some(shared) = shared() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(&shared, dir.path());
+    check(&shared, dir.path());
 }

@@ -31,6 +31,7 @@ fn config(dir: &Path, sensor: bool, more: &str) -> String {
 fn pawlatch(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pawlatch"))
         .args(arguments)
+        .env("PAWLATCH_MODELS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/../models"))
         .env_remove("PAWLATCH_LOG")
         .output()
         .unwrap()

@@ -2,6 +2,7 @@
 //! next time it works.
 
 #![expect(clippy::unwrap_used, reason = "a test may be blunt")]
+#![expect(clippy::result_large_err, reason = "an error in a test is looked at, not passed on")]
 
 mod bundles;
 

@@ -274,7 +274,8 @@ fn page(all: &Value) -> String {
         "# Evaluation\n\nMade by `cargo xtask evaluate`; all figures as JSON in \
          [evaluation.json](evaluation.json). Brackets hold exact 95 % bounds (Clopper and \
          Pearson). The pictures are not part of the project: {} labelled ones, {} with boxes, \
-         and clips.\n\nModels:",
+         and clips. A model with a `validation.txt` is judged by boxes of the pictures listed there only: \
+         it was trained on the others.\n\nModels:",
         all["pictures"], all["boxed_pictures"]
     );
     for model in all["models"].as_array().into_iter().flatten() {

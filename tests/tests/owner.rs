@@ -128,7 +128,15 @@ impl Door {
     }
 
     fn ticket(&self, cookie: &str) -> String {
-        let answer = self.ask("POST", "/ticket", &[("cookie", cookie)], "");
+        let ask = || self.ask("POST", "/ticket", &[("cookie", cookie)], "");
+        let mut answer = ask();
+        let began = Instant::now();
+        // On a quick machine a test asks more often than a person may.
+        while answer.status == 429 && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(100));
+            answer = ask();
+        }
+        assert_eq!(answer.status, 200, "{}", answer.body);
         let json: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
         json["ticket"].as_str().unwrap().to_owned()
     }

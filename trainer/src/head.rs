@@ -108,7 +108,8 @@ impl Base {
                 .iter()
                 .position(|c| c == name)
                 .with_context(|| format!("`added` names '{name}', which is no class"))?;
-            let (mean, bias) = mean_row(&net, &class_of_label[..manifest.labels.names.len()], class)?;
+            let (mean, bias) =
+                mean_row(&net, &class_of_label[..manifest.labels.names.len()], class)?;
             let first = labels.names.len();
             for _ in 0..count {
                 let row = mean.iter().map(|w| w + SPREAD * standard_normal(&mut rng)).collect();
@@ -166,9 +167,11 @@ fn mean_row(net: &Net, class_of_label: &[usize], class: usize) -> Result<(Vec<f3
     let (at, weight) = net.last_dense()?;
     let (weight, bias) = (net.param(&weight)?, net.param(&net.nodes[at].inputs[2])?);
     let features = weight.shape[1];
-    let own: Vec<usize> = (0..class_of_label.len()).filter(|l| class_of_label[*l] == class).collect();
+    let own: Vec<usize> =
+        (0..class_of_label.len()).filter(|l| class_of_label[*l] == class).collect();
     ensure!(!own.is_empty(), "the base has no label of class number {class} to add to");
-    let mean = |of: &dyn Fn(usize) -> f32| own.iter().map(|&l| of(l)).sum::<f32>() / own.len() as f32;
+    let mean =
+        |of: &dyn Fn(usize) -> f32| own.iter().map(|&l| of(l)).sum::<f32>() / own.len() as f32;
     let row = (0..features).map(|k| mean(&|l| weight.data[l * features + k])).collect();
     Ok((row, mean(&|l| bias.data[l])))
 }

@@ -42,7 +42,13 @@ enum Command {
     /// Retrain a network for the classes of a dataset and write a model for the door.
     Retrain(RetrainArgs),
     /// Train a detector on the values of a classifier and write a model for the door.
-    Detector(RetrainArgs),
+    Detector {
+        #[command(flatten)]
+        args: RetrainArgs,
+        /// Train no further: write the best of the epochs so far.
+        #[arg(long)]
+        finish: bool,
+    },
     /// Measure a model on a dataset, exactly as the door runs it.
     Evaluate(EvaluateArgs),
     /// Print the learning rate of each step of a recipe.
@@ -240,7 +246,7 @@ fn main() -> Result<()> {
         Command::Net(command) => net(command),
         Command::Dataset(command) => dataset(command),
         Command::Retrain(args) => run_retrain(&args),
-        Command::Detector(args) => run_detector(&args),
+        Command::Detector { args, finish } => run_detector(&args, finish),
         Command::Evaluate(args) => run_evaluate(&args),
         Command::Rates { plan, steps } => {
             let plan = Plan::load(&plan)?;
@@ -346,15 +352,15 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
     Ok(())
 }
 
-fn run_detector(args: &RetrainArgs) -> Result<()> {
+fn run_detector(args: &RetrainArgs, finish: bool) -> Result<()> {
     let device = engine::device(&args.device)?;
     let data = Dataset::load(&args.data)?;
     let plan =
         detector::train::Plan::load(args.plan.as_deref().context("a detector needs a --plan")?)?;
     let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
-    let (net, history) =
-        detector::train::train(&Net::load(&args.base)?, &data, &plan, &work_dir, &device)?;
-    detector::train::export(&args.out, &net, &data, &plan, &args.card(), &device)?;
+    let base = Net::load(&args.base)?;
+    let (net, history) = detector::train::train(&base, &data, &plan, &work_dir, &device, finish)?;
+    detector::train::export(&args.out, &net, &data, &plan, &history, &args.card(), &device)?;
     write_whole(&work_dir.join("history.html"), report::history(&history).as_bytes())?;
     println!("wrote {}", args.out.display());
     Ok(())

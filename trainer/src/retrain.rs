@@ -15,9 +15,7 @@ use crate::head::{Base, Head, Headed};
 use crate::metrics;
 use crate::net::Net;
 use crate::recipe::Recipe;
-use crate::train::{
-    Classification, Epoch, Examples, Training, bar, class_log_probs, logits,
-};
+use crate::train::{Classification, Epoch, Examples, Training, bar, class_log_probs, logits};
 
 /// A retraining as a TOML file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -205,8 +203,7 @@ fn calibrate(rows: &[Vec<f32>], classes: &[usize], class_of_label: &[usize]) -> 
     }
     let temperature = f32::midpoint(a, b).exp();
     let error = |t: f32| {
-        let probs: Vec<Vec<f32>> =
-            logs(t).map(|l| l.into_iter().map(f32::exp).collect()).collect();
+        let probs: Vec<Vec<f32>> = logs(t).map(|l| l.into_iter().map(f32::exp).collect()).collect();
         metrics::expected_calibration_error(&probs, classes)
     };
     (temperature, (error(1.0), error(temperature)))

@@ -72,7 +72,10 @@ fn the_commands_of_the_guide_work_together() {
     let proof = run(&dir, "net fc2conv five.onnx map.onnx --side 32");
     assert!(proof.contains("differs from the classifier by"), "{proof}");
     assert!(run(&dir, "rates plan.toml").lines().count() == 20);
-    run(&dir, "retrain --base small.onnx --data data.json --plan plan.toml --out mine --work-dir w");
+    run(
+        &dir,
+        "retrain --base small.onnx --data data.json --plan plan.toml --out mine --work-dir w",
+    );
     let text = run(
         &dir,
         "evaluate mine --data data.json --corruptions --html report.html --json report.json --record",

@@ -95,12 +95,12 @@ fn a_few_pictures_are_learnt_by_heart_and_written_for_the_door() {
     base.push("deep", pool, &["b5.pw.act"]);
     let plan: Plan = toml::from_str(PLAN).unwrap();
     let device = device("cpu").unwrap();
-    let (net, history) = train(&base, &data, &plan, dir.path(), &device).unwrap();
+    let (net, history) = train(&base, &data, &plan, dir.path(), &device, false).unwrap();
     let losses: Vec<f32> = history[0].iter().map(|e| e.loss).collect();
     assert!(losses[59] < losses[0] / 3.0, "{losses:?}");
     let card = Card { name: "painted".into(), ..Card::nameless() };
     let out = dir.path().join("painted");
-    export(&out, &net, &data, &plan, &card, &device).unwrap();
+    export(&out, &net, &data, &plan, &history, &card, &device).unwrap();
     let report = score(load_model(&out).unwrap(), &data, Split::Validate, None).unwrap();
     assert!(report.mean_ap50() > 0.95, "{}", report.text());
     assert_eq!((report.cat_called_dog.hits, report.single_over_50.hits), (0, 4));

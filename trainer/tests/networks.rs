@@ -430,3 +430,14 @@ fn an_imported_network_equals_its_source_on_a_photo() {
     assert_eq!(got.data.len(), 1000);
     assert!(difference(&got.data, &expected) < 1e-4);
 }
+
+#[test]
+fn the_shipped_classifier_is_its_own_heat_map() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/pet_classifier");
+    let net = Net::load(&dir.join("model.onnx")).unwrap();
+    // The mean of the map is the answer, so one file serves the door for what and for where.
+    let (map, _) = fully_convolutional(&net, 224).unwrap();
+    let labels = net.param(&net.last_dense().unwrap().1).unwrap().shape[0];
+    let wide = map.shapes([1, 3, 288, 448]).unwrap();
+    assert_eq!(wide[&map.outputs[0]], [1, labels, 9, 14]);
+}

@@ -75,7 +75,16 @@ fn plan(epochs: usize) -> Plan {
     let augmentation =
         Augmentation { smallest_crop: 0.8, rotate_degrees: 0.0, ..Augmentation::none() };
     let stage = vec![Stage { cut: "image".into(), variants: 2, blend: 1.0, recipe }];
-    Plan { side: 32, mean: [127.0; 3], std: [64.0; 3], fraction: 1.0, seed: 3, head: Head::default(), augmentation, stage }
+    Plan {
+        side: 32,
+        mean: [127.0; 3],
+        std: [64.0; 3],
+        fraction: 1.0,
+        seed: 3,
+        head: Head::default(),
+        augmentation,
+        stage,
+    }
 }
 
 fn base() -> Base {
@@ -93,8 +102,7 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), 40);
     let cpu = device("cpu").unwrap();
-    let run =
-        |work: &str| retrain(&base(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
+    let run = |work: &str| retrain(&base(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
     let first = run("a");
     let last = first.history[0].last().unwrap();
     assert!(last.accuracy > 0.9, "{:?}", first.history);
@@ -316,7 +324,10 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
     assert_eq!(free.labels.names.len(), 5);
     let start = base.headed(&data.classes, &plan.head, plan.seed).unwrap().net;
     let moved = |net: &Net| {
-        net.params.iter().map(|(k, p)| difference(&p.data, &start.params[k].data)).fold(0.0, f32::max)
+        net.params
+            .iter()
+            .map(|(k, p)| difference(&p.data, &start.params[k].data))
+            .fold(0.0, f32::max)
     };
     // Half of the way, and held back by decay towards the start.
     plan.stage[0].blend = 0.5;

@@ -269,6 +269,11 @@ fn trust(config: &Config, sha256: Option<&str>) -> Result<Trust> {
     Ok(trust)
 }
 
+/// Whatever the mask of the shell: what root puts there is read by the service's own user.
+fn readable_by_the_service() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+}
+
 /// Writes one line to standard output.
 fn say(line: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{line}").context("cannot write to standard output")

@@ -11,7 +11,7 @@ use pawlatch::bundle;
 use pawlatch::models::{Added, Entry, FETCHABLE, MANIFEST_FILE, ModelsError, Permit, Step};
 use pawlatch_core::vision::Task;
 
-use super::{Common, Outcome, Usage, chain, say, say_json, trust};
+use super::{Common, Outcome, Usage, chain, readable_by_the_service, say, say_json, trust};
 
 /// What to do with models.
 #[derive(Subcommand)]
@@ -130,6 +130,7 @@ struct ListLine<'a> {
 
 /// `pawlatch model …`.
 pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
+    readable_by_the_service();
     match command {
         ModelCommand::List(args) => list(args, common),
         ModelCommand::Verify(args) => verify(args, common),
@@ -172,8 +173,8 @@ fn tell_step(step: Step) {
     let done = match step {
         Step::Fetched => "fetched",
         Step::Unpacked => "believed and unpacked",
-        Step::Verified => "runs; being examined",
-        Step::Examined => "examined",
+        Step::Verified => "runs",
+        Step::Examined => "may be used",
         Step::Placed => "in its place",
         Step::InUse => "in use",
     };

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use pawlatch::exam;
 use pawlatch::releases::{self, MAX_ATTEMPTS, Releases, Step, version_of};
 
-use super::{Common, Outcome, say, say_json, trust};
+use super::{Common, Outcome, readable_by_the_service, say, say_json, trust};
 
 /// What to do with releases.
 #[derive(Subcommand)]
@@ -51,6 +51,7 @@ pub struct ExamArgs {
 
 /// `pawlatch update …`.
 pub fn run(command: &UpdateCommand, common: &Common) -> Result<Outcome> {
+    readable_by_the_service();
     let config = common.config()?;
     let releases = Releases::at(config.update.dir.clone());
     match command {

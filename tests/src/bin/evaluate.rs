@@ -2,11 +2,12 @@
 //! `docs/evaluation.md`, `.json` and plots, and `tests/perception.json` for the simulation.
 //! Run it as `cargo xtask evaluate`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
 
-use pawlatch::models::ModelsDir;
+use pawlatch::models::{InUse, ModelsDir};
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, ClassProbs, Sighting};
 use pawlatch_core::units::{Rect, Uptime};
@@ -43,7 +44,7 @@ fn run() -> Result<(), Failure> {
         .collect();
 
     let (labelled, answers) = classify(&data, &mut classifier, &mut vision)?;
-    let detected = detect(&data, &mut vision)?;
+    let detected = detect(&data, &mut vision, &kept_out(&models_dir, &in_use)?)?;
     let clips = clips(&data, &models_dir)?;
     let pictures = Pictures { models: models.clone(), labelled, detected, clips };
     report::write(&root.join("docs"), &pictures)?;
@@ -140,12 +141,36 @@ fn coco_class(name: &str) -> Class {
     }
 }
 
-fn detect(data: &Path, vision: &mut Vision) -> Result<Vec<Detected>, Failure> {
+/// Names of the pictures that the models in use were not trained on, as the file
+/// `validation.txt` beside a manifest lists them; `None` if no model has such a file.
+fn kept_out(models_dir: &Path, in_use: &InUse) -> Result<Option<BTreeSet<String>>, Failure> {
+    let mut kept: Option<BTreeSet<String>> = None;
+    for entry in in_use.entries() {
+        let path = models_dir.join(&entry.manifest.name).join("validation.txt");
+        if !path.is_file() {
+            continue;
+        }
+        let names: BTreeSet<String> = fs::read_to_string(&path)?.lines().map(Into::into).collect();
+        kept = Some(match kept {
+            Some(others) => &others & &names,
+            None => names,
+        });
+    }
+    Ok(kept)
+}
+
+fn detect(
+    data: &Path,
+    vision: &mut Vision,
+    kept_out: &Option<BTreeSet<String>>,
+) -> Result<Vec<Detected>, Failure> {
     let text = fs::read_to_string(data.join("detect/annotations.json"))?;
     let coco: Coco = serde_json::from_str(&text)?;
     let categories = [Class::Cat, Class::Dog, Class::Person, Class::Other];
     let mut all = Vec::new();
-    for (done, image) in coco.images.iter().enumerate() {
+    let judged =
+        |image: &&CocoImage| kept_out.as_ref().is_none_or(|names| names.contains(&image.file_name));
+    for (done, image) in coco.images.iter().filter(judged).enumerate() {
         if done % 50 == 0 {
             eprintln!("detect: {done} of {}", coco.images.len());
         }

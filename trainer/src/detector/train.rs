@@ -147,7 +147,8 @@ impl Objective for Detection<'_> {
 }
 
 /// Trains a detector on `backbone`. Caches and checkpoints are kept in `work_dir`, so that a run
-/// that was stopped goes on where it was.
+/// that was stopped goes on where it was. With `finish` it trains no further: the best epoch so far
+/// of each stage that was begun is the result.
 ///
 /// # Errors
 /// If the dataset has no boxes, a tap or cut does not exist, a tap has another stride, a picture
@@ -158,6 +159,7 @@ pub fn train(
     plan: &Plan,
     work_dir: &Path,
     device: &Device,
+    finish: bool,
 ) -> Result<(Net, Vec<Vec<Epoch>>)> {
     let taps = [0, 1, 2].map(|i| plan.taps[i].as_str());
     let mut net = grow(backbone, plan.side, taps, plan.classes.len(), plan.seed)?;
@@ -179,6 +181,10 @@ pub fn train(
             order.len(),
             stage.cut
         );
+        let dir = work_dir.join(format!("stage{}", n + 1));
+        if finish && !dir.exists() {
+            break;
+        }
         let cut: Vec<&str> = stage.cut.iter().map(String::as_str).collect();
         let (front, back) = net.cut_many(&cut, [1, 3, plan.side, plan.side])?;
         let (cache, truths) = look(&front, &scenes, &order, plan, stage.variants, work_dir)?;
@@ -191,8 +197,9 @@ pub fn train(
             cache,
             truths,
         };
-        let dir = work_dir.join(format!("stage{}", n + 1));
-        let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
+        let training = Training::new(&stage.recipe, &objective, &dir);
+        let trained =
+            training.run_until(&back, device, if finish { 0 } else { stage.recipe.epochs })?;
         net.params.extend(trained.net.params);
         history.push(trained.history);
     }
@@ -339,6 +346,7 @@ pub fn export(
     net: &Net,
     data: &Dataset,
     plan: &Plan,
+    history: &[Vec<Epoch>],
     card: &Card<'_>,
     device: &Device,
 ) -> Result<()> {
@@ -347,7 +355,8 @@ pub fn export(
     let stages: Vec<String> = plan
         .stage
         .iter()
-        .map(|s| format!("{} epochs after {:?} (rate {})", s.recipe.epochs, s.cut, s.recipe.rate))
+        .zip(history)
+        .map(|(s, h)| format!("{} epochs after {:?} (rate {})", h.len(), s.cut, s.recipe.rate))
         .collect();
     let boxed = |split| data.scenes.iter().filter(|s| s.split == split).count();
     let mut manifest = manifest(net, &onnx, plan, card)?;

@@ -245,11 +245,7 @@ mod tests {
             for (x, y, _) in view.enumerate_pixels().filter(|(.., p)| is_red(p)) {
                 let (x, y) = (x as f32 + 0.5, y as f32 + 0.5);
                 let at = x > x0 - 1.0 && x < x1 + 1.0 && y > y0 - 1.0 && y < y1 + 1.0;
-                if at {
-                    inside += 1
-                } else {
-                    outside += 1
-                }
+                if at { inside += 1 } else { outside += 1 }
             }
             assert_eq!(outside, 0);
             assert!(inside as f32 > 0.7 * (x1 - x0 - 1.0) * (y1 - y0 - 1.0));
