@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! models/
-//!   active.toml              classifier = "efficientnet_lite0"
-//!   efficientnet_lite0/      model.toml, efficientnet_lite0.onnx
+//!   active.toml              classifier = "pet_classifier"
+//!   pet_classifier/          model.toml, model.onnx
 //! ```
 //!
 //! Without an `active.toml` the only classifier and the only detector are in use; more than one
