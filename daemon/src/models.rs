@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! models/
-//!   active.toml              classifier = "efficientnet_lite0"
-//!   efficientnet_lite0/      model.toml, efficientnet_lite0.onnx
+//!   active.toml              classifier = "pet_classifier"
+//!   pet_classifier/          model.toml, model.onnx
 //!   yard@1.2.0/              added by `pawlatch model add`: NAME@VERSION
 //! ```
 //!

@@ -16,9 +16,6 @@ use rand::rngs::StdRng;
 use crate::net::shape::Shape;
 use crate::net::{Array, Net, Node, Op};
 
-/// Most cells of a map whose depthwise convolution is done as a matrix product while training.
-const SMALL_MAP: usize = 64;
-
 /// The back ends that were built in, by the name `--device` takes.
 ///
 /// # Errors
@@ -220,17 +217,9 @@ impl Step<'_> {
                 self.pointwise(x()?)?
             }
             Op::Conv { stride, pads, dilation, groups } => {
-                let (x, weight) = (x()?, self.weight()?);
-                let [_, channels, h, w] = x.dims();
-                let depthwise = *groups == channels && weight.dims()[0] == channels;
-                if self.model.training && depthwise && h * w <= SMALL_MAP {
-                    let out = &self.shapes[&self.node.output];
-                    let window = Window { stride, pads, dilation, out: [out[2], out[3]] };
-                    return Ok(window.depthwise(x, weight, self.bias()));
-                }
                 let options =
                     ConvOptions::new_with_padding(*stride, sides(*pads), *dilation, *groups);
-                conv2d(x, weight, self.bias(), options)
+                conv2d(x()?, self.weight()?, self.bias(), options)
             }
             Op::Gemm => self.gemm(x()?)?,
             Op::Relu => activation::relu(x()?),
@@ -360,47 +349,6 @@ impl Step<'_> {
             None => y,
         };
         Ok(y.reshape([n, out, 1, 1]))
-    }
-}
-
-/// Which cells of a map a convolution's output cells look at.
-struct Window<'a> {
-    stride: &'a [usize; 2],
-    pads: &'a [usize; 4],
-    dilation: &'a [usize; 2],
-    out: [usize; 2],
-}
-
-impl Window<'_> {
-    /// A depthwise convolution as one matrix product per channel.
-    ///
-    /// burn takes the gradient of a grouped convolution group by group; a batched product it
-    /// does in one go. The matrix of a channel has a row for each input cell and a column for
-    /// each output cell, and holds the kernel's weight where the one looks at the other.
-    fn depthwise(&self, x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-        let ([n, c, h, w], [_, _, kh, kw]) = (x.dims(), weight.dims());
-        let [oh, ow] = self.out;
-        let (cells, outs, taps) = (h * w, oh * ow, kh * kw);
-        let mut looks = vec![0.0_f32; taps * cells * outs];
-        for (tap, out) in (0..taps).flat_map(|t| (0..outs).map(move |o| (t, o))) {
-            let row = out / ow * self.stride[0] + tap / kw * self.dilation[0];
-            let column = out % ow * self.stride[1] + tap % kw * self.dilation[1];
-            let inside = (self.pads[0]..self.pads[0] + h).contains(&row)
-                && (self.pads[1]..self.pads[1] + w).contains(&column);
-            if inside {
-                let cell = (row - self.pads[0]) * w + column - self.pads[1];
-                looks[(tap * cells + cell) * outs + out] = 1.0;
-            }
-        }
-        let looks = TensorData::new(looks, [taps, cells * outs]);
-        let looks = Tensor::<2>::from_data(looks, &x.device());
-        let matrices = weight.reshape([c, taps]).matmul(looks).reshape([c, cells, outs]);
-        let y = x.permute([1, 0, 2, 3]).reshape([c, n, cells]).matmul(matrices);
-        let y = y.reshape([c, n, oh, ow]).permute([1, 0, 2, 3]);
-        match bias {
-            Some(bias) => y + bias.reshape([1, c, 1, 1]),
-            None => y,
-        }
     }
 }
 
