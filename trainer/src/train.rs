@@ -196,10 +196,10 @@ impl<'a> Training<'a> {
             total += f64::from(value);
             let grads = loss.backward();
             held = Some(sum(held, &state.model, &grads));
-            if (i + 1) % r.accumulate == 0 || i + 1 == per_epoch {
-                if let Some(sums) = held.take() {
-                    self.update(state, sums, r.rate_at(state.step, steps))?;
-                }
+            if ((i + 1) % r.accumulate == 0 || i + 1 == per_epoch)
+                && let Some(sums) = held.take()
+            {
+                self.update(state, sums, r.rate_at(state.step, steps))?;
             }
             state.step += 1;
             bar.set_message(format!("loss {:.4}", total / (i + 1) as f64));

@@ -246,7 +246,7 @@ impl Reader {
             "Reshape" => {
                 let shape = self.list(node, 1, "shape").context("the shape must be a constant")?;
                 match shape.as_slice() {
-                    [0 | 1 | -1, n] if *n == -1 || shape[0] != -1 => Op::Flatten,
+                    [-1..=1, n] if *n == -1 || shape[0] != -1 => Op::Flatten,
                     _ => Op::Reshape { shape },
                 }
             }
