@@ -34,7 +34,7 @@ pub fn run(root: &Path, frames: u32) -> Result<()> {
     let bench = Bench { program, python, script };
     let mut networks = Vec::new();
     for onnx in networks_in(root)? {
-        for threads in [1, 2, 4] {
+        for threads in [1, 2] {
             networks.push(bench.network(&onnx, threads)?);
         }
     }
