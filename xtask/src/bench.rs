@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: our networks against onnxruntime, and the whole door, in one run.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,7 +79,7 @@ impl Bench {
             theirs.push(them);
             ours.push(us);
         }
-        let name = onnx.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let name = name_of(onnx);
         let of_plain = self.of_plain(onnx, threads)?;
         eprintln!("{name}, {threads} threads: {:.2}", median(&ratios));
         ensure!(
@@ -136,7 +137,7 @@ impl Bench {
             let (one, two): (Vec<f64>, Vec<f64>) = measured.iter().copied().unzip();
             let ratios: Vec<f64> = measured.iter().map(|(one, two)| two / one).collect();
             Ok(json!({
-                "network": onnx.file_stem().and_then(|s| s.to_str()),
+                "network": name_of(&onnx),
                 "one_thread_ms": median(&one),
                 "two_threads_ms": median(&two),
                 "ratio": median(&ratios),
@@ -199,9 +200,15 @@ fn networks_in(root: &Path) -> Result<Vec<PathBuf>> {
             found.extend(files);
         }
     }
-    found.dedup_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    let mut seen = BTreeSet::new();
+    found.retain(|path| seen.insert(name_of(path).to_owned()));
     ensure!(!found.is_empty(), "no ONNX file in models/*/");
     Ok(found)
+}
+
+/// A network is called as its directory.
+fn name_of(onnx: &Path) -> &str {
+    onnx.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// What `command` writes to standard output, if it succeeds.

@@ -43,7 +43,7 @@ enum Cli {
     /// virtual environment below the target directory.
     Bench {
         /// Frames that the whole door plays of each scene.
-        #[arg(long, default_value_t = 2_000)]
+        #[arg(long, default_value_t = 600)]
         frames: u32,
     },
     /// Replay every clip here and on an emulated aarch64, and compare each decision; writes
