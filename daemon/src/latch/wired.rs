@@ -281,6 +281,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sensor_that_fails_keeps_no_bolt_from_being_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = SimulatedBoard::new(Some(dir.path().to_owned()));
+        let sensor = dir.path().join("22");
+        std::fs::write(&sensor, "0").unwrap();
+        let mut latch = WiredLatch::open(&board, &strike("17", false)).unwrap();
+        latch.drive(at(0), Bolt::Unlocked).unwrap();
+        assert_eq!(board.level("17"), Some(true));
+        std::fs::write(&sensor, "broken").unwrap();
+        latch.drive(at(100), Bolt::Locked).expect_err("the failure is told");
+        assert_eq!(board.level("17"), Some(false), "and the bolt is locked all the same");
+    }
+
+    #[test]
     fn a_motor_is_never_on_both_ways_and_stops_with_the_program() {
         let board = SimulatedBoard::default();
         let settings = WiredSettings {
