@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use pawlatch_core::metrics::{Rate, auc, expected_calibration_error, reliability, threshold_at};
-use pawlatch_core::sight::{Class, ClassProbs};
+use pawlatch_core::sight::{Class, ClassProbs, Detection};
 use pawlatch_core::units::Rect;
 use serde_json::{Value, json};
 
@@ -42,8 +42,8 @@ pub struct Detected {
     pub exhaustive: Vec<Class>,
     /// The boxes drawn by people.
     pub truths: Vec<Truth>,
-    /// The boxes found.
-    pub found: Vec<(ClassProbs, Rect)>,
+    /// The boxes found, as `detect` reports them.
+    pub found: Vec<Detection>,
 }
 
 /// A box drawn by people.
@@ -76,8 +76,8 @@ pub fn ap50(pictures: &[Detected], class: Class) -> Option<f64> {
     }
     let mut found: Vec<(f32, usize, Rect)> = Vec::new();
     for (index, picture) in scored.iter().enumerate() {
-        let of_class = picture.found.iter().filter(|(probs, _)| probs.best() == class);
-        found.extend(of_class.map(|(probs, rect)| (probs.of(class).get(), index, *rect)));
+        let of_class = picture.found.iter().filter(|d| d.class == class);
+        found.extend(of_class.map(|d| (d.score.get(), index, d.rect)));
     }
     found.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut taken: Vec<Vec<bool>> = scored.iter().map(|p| vec![false; p.truths.len()]).collect();
@@ -460,10 +460,11 @@ fn det_plot(whole: &Value, crop: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pawlatch_core::units::Score;
+
     use super::*;
 
     fn picture(truths: &[[f32; 4]], found: &[([f32; 4], f32)]) -> Detected {
-        let probs = |p: f32| ClassProbs::from_masses([p, 0.0, 0.0, 0.0, 1.0 - p]).unwrap();
         Detected {
             subset: String::new(),
             exhaustive: vec![Class::Dog],
@@ -471,7 +472,15 @@ mod tests {
                 .iter()
                 .map(|r| Truth { class: Class::Dog, rect: (*r).try_into().unwrap() })
                 .collect(),
-            found: found.iter().map(|(r, p)| (probs(*p), (*r).try_into().unwrap())).collect(),
+            found: found
+                .iter()
+                .map(|(rect, score)| Detection {
+                    rect: (*rect).try_into().unwrap(),
+                    class: Class::Dog,
+                    label: "dog".to_owned(),
+                    score: Score::clamped(*score),
+                })
+                .collect(),
         }
     }
 

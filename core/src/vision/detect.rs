@@ -41,6 +41,23 @@ impl Detector {
         self.detect_timed(frame, region, &mut |_| {})
     }
 
+    /// As [`Detector::detect`], with a floor other than the manifest's.
+    ///
+    /// # Errors
+    /// As [`Detector::detect`].
+    pub fn detect_above(
+        &mut self,
+        frame: &Frame,
+        region: Rect,
+        floor: Score,
+    ) -> Result<Vec<Detection>, VisionError> {
+        let own = self.model.manifest.thresholds.score_floor;
+        self.model.manifest.thresholds.score_floor = floor.get();
+        let found = self.detect(frame, region);
+        self.model.manifest.thresholds.score_floor = own;
+        found
+    }
+
     pub(super) fn detect_timed(
         &mut self,
         frame: &Frame,

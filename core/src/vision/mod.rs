@@ -31,7 +31,7 @@ pub use network::NetworkError;
 
 use crate::frame::Frame;
 use crate::sight::{Class, Detection, Sighting};
-use crate::units::Rect;
+use crate::units::{Rect, Score};
 
 /// Boxes of animals that overlap more than this (IoU) are one animal, whatever their labels.
 pub const SAME_ANIMAL_IOU: f32 = 0.6;
@@ -40,6 +40,8 @@ pub const CROP_PADDING: f32 = 0.1;
 /// Most animals classified in one frame, best detector score first. Those beyond stay without a
 /// classification, so they never speak for opening.
 pub const MAX_CROPS: usize = 4;
+/// Most animals that [`Vision::inventory`] shows to the classifier.
+pub const MAX_NAMED: usize = 32;
 
 /// A stage of [`Vision::look`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -167,8 +169,9 @@ impl Vision {
     }
 
     /// Finds the animals and persons in `region` of `frame` and says what the animals are, best
-    /// detector score first. A box of the heat map that the classifier calls nothing is left out. One animal is one sighting. `lap` is called as each stage ends, so
-    /// that the caller can time them.
+    /// detector score first. A box of the heat map that the classifier calls nothing is left out.
+    /// One animal is one sighting. `lap` is called as each stage ends, so that the caller can time
+    /// them.
     ///
     /// # Errors
     /// If a network fails or gives values that are not finite.
@@ -205,6 +208,56 @@ impl Vision {
             seen.push(Sighting { detection, classification });
         }
         Ok(seen)
+    }
+
+    /// Everything in `frame` that a person may want to know of, best first, each animal or person
+    /// once: what `look` is for the door, this is for people and for evaluation. A box is reported
+    /// from a detector score of `floor` on, whatever the manifest's floor is.
+    ///
+    /// What an animal is, detector and classifier say together: the score of a class is the
+    /// geometric mean of the detector's score for it in this box and the classifier's probability,
+    /// and the class is the one with the highest. Persons, and animals beyond the first
+    /// [`MAX_NAMED`], are the detector's alone.
+    ///
+    /// # Errors
+    /// If a network fails or gives values that are not finite.
+    pub fn inventory(
+        &mut self,
+        frame: &Frame,
+        floor: Score,
+    ) -> Result<Vec<Detection>, VisionError> {
+        let found = match &mut self.finder {
+            Finder::Detector(detector) => detector.detect_above(frame, Rect::WHOLE, floor)?,
+            Finder::Localiser(localiser) => localiser.localise(frame, Rect::WHOLE)?.detections,
+        };
+        let mut named = Vec::new();
+        let mut asked = 0;
+        for mut thing in one_box_each(found.clone()) {
+            let asks = thing.class != Class::Person && asked < MAX_NAMED;
+            if let Some(classifier) = self.classifier.as_mut().filter(|_| asks) {
+                asked += 1;
+                let crop = thing.rect.padded(CROP_PADDING);
+                let answer = classifier.classify(frame, crop, Framing::Crop)?;
+                let same = |d: &&Detection| d.rect.iou(thing.rect) > SAME_ANIMAL_IOU;
+                let by_both = |class: Class| {
+                    let said = found.iter().filter(same).filter(|d| d.class == class);
+                    // What is not reported was below the floor, not impossible.
+                    let detector = said.map(|d| d.score.get()).fold(floor.get() / 2.0, f32::max);
+                    (detector * answer.probs.of(class).get()).sqrt()
+                };
+                let animals = [Class::Other, Class::Cat, Class::Dog];
+                let best = animals.into_iter().map(|c| (c, by_both(c)));
+                if let Some((class, score)) = best.max_by(|a, b| a.1.total_cmp(&b.1)) {
+                    let label = answer.topk(1).first().map(|(label, _)| (*label).to_owned());
+                    let label = label.unwrap_or(thing.label);
+                    thing =
+                        Detection { class, label, score: Score::clamped(score), rect: thing.rect };
+                }
+            }
+            named.push(thing);
+        }
+        named.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        Ok(named)
     }
 }
 

@@ -8,12 +8,10 @@ use serde::Serialize;
 
 use pawlatch::overlay::Overlay;
 use pawlatch_core::frame::Frame;
-use pawlatch_core::sight::{Class, ClassProbs, Detection, Sighting};
+use pawlatch_core::sight::{Class, ClassProbs, Detection};
 use pawlatch_core::units::{Rect, Score};
 use pawlatch_core::vision::manifest::Labels;
-use pawlatch_core::vision::{
-    CROP_PADDING, Classifier, ClassifierOutput, Framing, HeatMap, Localiser, Manifest, Vision,
-};
+use pawlatch_core::vision::{Classifier, ClassifierOutput, Framing, HeatMap, Localiser, Manifest};
 
 use super::{Common, Outcome, Usage, pictures, say, say_json};
 
@@ -53,13 +51,12 @@ pub struct ClassifyArgs {
 ///
 /// What is reported depends on the models in use:
 ///
-/// detector and classifier  The detector says where. Each animal's box, somewhat enlarged, goes
-///                          to the classifier, which says what: `class` is the most probable of
-///                          dog, cat, person and other, whatever the detector called it, so a
-///                          fox that the detector takes for a dog is reported as other. `label`
-///                          is the classifier's own most probable label. `score` is the
-///                          geometric mean of the detector's score and the probability of
-///                          `class`. Persons are the detector's alone.
+/// detector and classifier  The detector says where. Each animal's box, somewhat enlarged, also
+///                          goes to the classifier, and both together say what: a class scores
+///                          the geometric mean of the detector's score and the classifier's
+///                          probability, and `class` is the one of dog, cat and other that
+///                          scores most. `label` is the classifier's own most probable label.
+///                          Persons are the detector's alone.
 /// detector only            Its own classes, labels and scores.
 /// classifier only          Boxes around the heat of each class in the classifier's heat map,
 ///                          then as with a detector. Such a classifier finds no persons.
@@ -73,7 +70,7 @@ pub struct ClassifyArgs {
 pub struct DetectArgs {
     #[command(flatten)]
     pictures: PictureArgs,
-    /// Lowest score that is reported.
+    /// Lowest score of the detector that is reported.
     #[arg(long, default_value_t = 0.05, value_name = "SCORE")]
     min_score: f32,
 }
@@ -263,12 +260,14 @@ pub fn detect(args: &DetectArgs, common: &Common) -> Result<Outcome> {
     let mut vision = in_use.vision()?;
     let target = Target::new(&args.pictures)?;
     pictures::for_each(&args.pictures.paths, |path, frame| {
-        let mut detections = Vec::new();
-        for sighting in vision.look(frame, Rect::WHOLE, &mut |_| {})? {
-            detections.push(found(&mut vision, frame, sighting)?);
-        }
-        detections.retain(|d| d.score.get() >= args.min_score);
-        detections.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        let seen = vision.inventory(frame, Score::clamped(args.min_score))?;
+        let detections: Vec<Found> = seen
+            .into_iter()
+            .map(|Detection { rect, class, label, score }| {
+                let pixels = rect.to_pixels(frame.width(), frame.height());
+                Found { class, label, score, pixels, rect }
+            })
+            .collect();
         target.draw(path, frame, |overlay| {
             for d in detections.iter().rev() {
                 let label = format!("{} {:.0} %", d.class, 100.0 * d.score.get());
@@ -294,27 +293,6 @@ pub fn detect(args: &DetectArgs, common: &Common) -> Result<Outcome> {
         }
         say(&text)
     })
-}
-
-/// What is reported of a sighting: the classifier says what an animal is, if there is one.
-fn found(vision: &mut Vision, frame: &Frame, sighting: Sighting) -> Result<Found> {
-    let Detection { rect, class, label, score } = sighting.detection;
-    let pixels = rect.to_pixels(frame.width(), frame.height());
-    let asks = class != Class::Person;
-    let Some(classifier) = vision.classifier().filter(|_| asks) else {
-        return Ok(Found { class, label, score, pixels, rect });
-    };
-    let answer = classifier.classify(frame, rect.padded(CROP_PADDING), Framing::Crop)?;
-    let probs = answer.probs;
-    // There is something: a detector saw it. The question is only what.
-    let class = [Class::Dog, Class::Cat, Class::Person, Class::Other]
-        .into_iter()
-        .rev()
-        .max_by(|a, b| probs.of(*a).get().total_cmp(&probs.of(*b).get()))
-        .unwrap_or(Class::Other);
-    let score = Score::clamped((score.get() * probs.of(class).get()).sqrt());
-    let label = answer.topk(1).first().map_or(label, |(best, _)| (*best).to_owned());
-    Ok(Found { class, label, score, pixels, rect })
 }
 
 /// `pawlatch localize`.

@@ -204,6 +204,9 @@ mod tests {
     use super::*;
 
     const SIDE: usize = 320;
+    /// Where the maps of strides 16 and 32 begin.
+    const MIDDLE: usize = 40 * 40;
+    const COARSEST: usize = MIDDLE + 20 * 20;
 
     /// What a fresh network says: boxes of four strides, every score the same.
     fn fresh(labels: usize) -> Vec<f32> {
@@ -221,10 +224,10 @@ mod tests {
         let owners: Vec<usize> = (0..n).filter(|i| t.quality[n + i] > 0.0).collect();
         assert!(!owners.is_empty() && owners.len() <= CELLS_PER_BOX);
         let best = owners.iter().max_by(|a, b| t.quality[n + **a].total_cmp(&t.quality[n + **b]));
-        assert!(*best.unwrap() >= 20 * 20, "the coarsest map fits best");
+        assert!(*best.unwrap() >= COARSEST, "the coarsest map fits best");
         for i in owners {
             // Left plus right is the width, from every cell.
-            let s = if i < 400 { 16.0 } else { 32.0 };
+            let s = [8.0, 16.0, 32.0][usize::from(i >= MIDDLE) + usize::from(i >= COARSEST)];
             assert!(((t.sides[i] + t.sides[2 * n + i]) * s - 130.0).abs() < 1e-2);
         }
     }
@@ -258,7 +261,7 @@ mod tests {
         let t = assign(&fresh(1), &truth, 1, SIDE);
         let n = cells(SIDE);
         // The cell in the middle of the small box, stride 32.
-        let middle = 400 + 4 * 10 + 4;
+        let middle = COARSEST + 4 * 10 + 4;
         assert!((t.sides[middle] - (144.0 - 90.0) / 32.0).abs() < 1e-4);
         assert!((0..n).any(|i| t.quality[i] > 0.0 && t.sides[i] > 3.0), "the large one has others");
     }

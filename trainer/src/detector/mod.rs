@@ -1,7 +1,6 @@
 //! A light anchor-free detector on the taps of a classifier's backbone: a pyramid of depthwise
-//! separable convolutions that goes down and up again (Liu et al. 2018), and one head shared by
-//! its strides. There is no map finer than stride 16: it would cost four times as much as the
-//! others together, and what it finds is too small for a door to act on.
+//! separable convolutions that goes up and down again (Liu et al. 2018), and one head shared by
+//! its strides.
 //!
 //! Each cell answers with its distances to the four sides of a box, in strides, and one logit per
 //! class. The maps are what `core::vision` calls the `pawlatch` family. [`loss`] says what they
@@ -20,11 +19,9 @@ use crate::net::zoo::he_normal;
 use crate::net::{Array, Net, Op};
 
 /// Pixels per cell of each map.
-pub const STRIDES: [usize; 2] = [16, 32];
+pub const STRIDES: [usize; 3] = [8, 16, 32];
 /// Names of the maps.
-pub const MAPS: [&str; 2] = ["map16", "map32"];
-/// Strides of the taps; the first lends detail to the second.
-const TAPS: [usize; 3] = [8, 16, 32];
+pub const MAPS: [&str; 3] = ["map8", "map16", "map32"];
 /// Channels of the pyramid.
 const WIDTH: usize = 128;
 
@@ -34,7 +31,8 @@ pub fn cells(side: usize) -> usize {
 }
 
 /// `backbone` for a square input of `side` pixels, with pyramid and head for `labels` classes on
-/// its values `taps` at strides 8, 16 and 32; what they do not need is cut off.
+/// its values `taps` at [`STRIDES`]; what they do not need is cut off. Of a backbone that is such a
+/// detector already, pyramid and head keep what they have learnt.
 ///
 /// # Errors
 /// If a tap does not exist or has another stride.
@@ -44,7 +42,7 @@ pub fn grow(backbone: &Net, side: usize, taps: [&str; 3], labels: usize, seed: u
     net.input_shape = [None, Some(3), Some(side), Some(side)];
     let shapes = net.shapes([1, 3, side, side])?;
     let mut channels = [0; 3];
-    for ((tap, stride), channels) in taps.iter().zip(TAPS).zip(&mut channels) {
+    for ((tap, stride), channels) in taps.iter().zip(STRIDES).zip(&mut channels) {
         let shape = shapes.get(*tap).with_context(|| format!("no node makes '{tap}'"))?;
         ensure!(
             shape.len() == 4 && shape[2] == side / stride,
@@ -52,28 +50,30 @@ pub fn grow(backbone: &Net, side: usize, taps: [&str; 3], labels: usize, seed: u
         );
         *channels = shape[1];
     }
+    net.outputs = taps.map(String::from).to_vec();
+    net.prune();
+    net.params = backbone.params.clone();
     let mut g = Grower { rng: StdRng::seed_from_u64(seed), net: &mut net };
-    let detail = g.separable("detail", taps[0], "", channels[0], 2);
-    let fine = g.pointwise("lateral16", taps[1], channels[1]);
+    let fine = g.pointwise("lateral8", taps[0], channels[0]);
+    let middle = g.pointwise("lateral16", taps[1], channels[1]);
     let coarse = g.pointwise("lateral32", taps[2], channels[2]);
-    let up = g.net.push("up", Op::Upsample { factor: 2 }, &[&coarse]);
-    let fine = g.net.push("fine.detail", Op::Add, &[&fine, &detail]);
-    let fine = g.net.push("fine.up", Op::Add, &[&fine, &up]);
-    let fine = g.separable("fine", &fine, "", WIDTH, 1);
-    let down = g.separable("down", &fine, "", WIDTH, 2);
-    let coarse = g.net.push("coarse.down", Op::Add, &[&coarse, &down]);
-    let coarse = g.separable("coarse", &coarse, "", WIDTH, 1);
-    let levels = [fine, coarse];
-    for (i, level) in levels.iter().enumerate() {
-        // The same weights at every stride: the second level only adds nodes.
-        let tag = format!("@{}", STRIDES[i]);
-        let x = g.separable("head0", level, &tag, WIDTH, 1);
-        let x = g.separable("head1", &x, &tag, WIDTH, 1);
+    let middle = g.raised("middle.up", &middle, &coarse);
+    let middle = g.separable("middle", &middle, "", 1);
+    let fine = g.raised("fine.up", &fine, &middle);
+    let fine = g.separable("fine", &fine, "", 1);
+    let middle = g.lowered("middle.down", &middle, &fine);
+    let coarse = g.lowered("coarse.down", &coarse, &middle);
+    let coarse = g.separable("coarse", &coarse, "", 1);
+    for ((map, stride), level) in MAPS.iter().zip(STRIDES).zip([fine, middle, coarse]) {
+        // The same weights at every stride: later levels only add nodes.
+        let tag = format!("@{stride}");
+        let x = g.separable("head0", &level, &tag, 1);
+        let x = g.separable("head1", &x, &tag, 1);
         let weight = he_normal(&[4 + labels, WIDTH, 1, 1], &mut g.rng);
         let weight = Array { data: weight.data.iter().map(|w| w * 0.1).collect(), ..weight };
         // A box of four strides at first, and a prior of one object in a hundred cells.
         let bias = (0..4 + labels).map(|k| if k < 4 { 2.0 } else { -4.6 }).collect();
-        g.conv(MAPS[i], "head.out", &x, weight, bias, 1);
+        g.conv(map, "head.out", &x, weight, bias, 1);
     }
     net.outputs = MAPS.map(String::from).to_vec();
     net.prune();
@@ -117,10 +117,10 @@ impl Grower<'_> {
     }
 
     /// Depthwise 3x3, then pointwise, with weights called `name` and nodes called `name + tag`.
-    fn separable(&mut self, name: &str, x: &str, tag: &str, from: usize, stride: usize) -> String {
+    fn separable(&mut self, name: &str, x: &str, tag: &str, stride: usize) -> String {
         let mut y = x.to_owned();
         for (part, shape, stride) in
-            [("dw", [from, 1, 3, 3], stride), ("pw", [WIDTH, from, 1, 1], 1)]
+            [("dw", [WIDTH, 1, 3, 3], stride), ("pw", [WIDTH, WIDTH, 1, 1], 1)]
         {
             let weight = he_normal(&shape, &mut self.rng);
             let params = format!("{name}.{part}");
@@ -129,6 +129,18 @@ impl Grower<'_> {
             y = self.relu6(&y);
         }
         y
+    }
+
+    /// `fine` and, over it, `coarse` at twice its size.
+    fn raised(&mut self, name: &str, fine: &str, coarse: &str) -> String {
+        let large = self.net.push(&format!("{name}.large"), Op::Upsample { factor: 2 }, &[coarse]);
+        self.net.push(name, Op::Add, &[fine, &large])
+    }
+
+    /// `coarse` and `fine`, looked at with a stride of two.
+    fn lowered(&mut self, name: &str, coarse: &str, fine: &str) -> String {
+        let small = self.separable(name, fine, "", 2);
+        self.net.push(&format!("{name}.sum"), Op::Add, &[coarse, &small])
     }
 }
 
