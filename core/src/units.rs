@@ -70,7 +70,7 @@ impl Score {
     pub const ONE: Self = Self(1.0);
 
     /// `value` clamped into `0..=1`; NaN becomes zero, because unknown is never "dog".
-    pub fn clamped(value: f32) -> Self {
+    pub const fn clamped(value: f32) -> Self {
         Self(if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) })
     }
 

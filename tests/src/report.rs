@@ -28,8 +28,8 @@ pub struct Labelled {
     pub subset: String,
     /// What it shows.
     pub truth: Class,
-    /// The classifier on the whole picture.
-    pub whole: ClassProbs,
+    /// What `classify` says of the picture.
+    pub picture: ClassProbs,
     /// The classifier on the best box found, if one was.
     pub crop: Option<ClassProbs>,
 }
@@ -230,8 +230,8 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
 /// # Errors
 /// If a file cannot be written.
 pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
-    let whole = classification(&pictures.labelled, |l| l.whole);
-    let door = classification(&pictures.labelled, |l| l.crop.unwrap_or(l.whole));
+    let picture = classification(&pictures.labelled, |l| l.picture);
+    let door = classification(&pictures.labelled, |l| l.crop.unwrap_or(l.picture));
     let boxes: serde_json::Map<String, Value> =
         [Class::Dog, Class::Cat, Class::Person, Class::Other]
             .into_iter()
@@ -247,15 +247,15 @@ pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
         "models": pictures.models,
         "pictures": pictures.labelled.len(),
         "boxed_pictures": pictures.detected.len(),
-        "whole": whole,
+        "picture": picture,
         "crop": door,
         "ap50": boxes,
         "clips": clips,
     });
     fs::create_dir_all(docs)?;
     fs::write(docs.join("evaluation.json"), serde_json::to_string_pretty(&all)? + "\n")?;
-    fs::write(docs.join("evaluation.svg"), reliability_plot(&all["whole"], &all["crop"]))?;
-    fs::write(docs.join("evaluation-det.svg"), det_plot(&all["whole"], &all["crop"]))?;
+    fs::write(docs.join("evaluation.svg"), reliability_plot(&all["picture"], &all["crop"]))?;
+    fs::write(docs.join("evaluation-det.svg"), det_plot(&all["picture"], &all["crop"]))?;
     fs::write(docs.join("evaluation.md"), page(&all))
 }
 
@@ -299,8 +299,8 @@ fn page(all: &Value) -> String {
         );
     }
     for (title, key) in [
-        ("Single pictures, whole", "whole"),
-        ("Single pictures, the box that was found (whole where none was)", "crop"),
+        ("Single pictures, as `classify` answers", "picture"),
+        ("Single pictures, the box that the door finds (as above where it finds none)", "crop"),
     ] {
         classification_page(&mut out, title, &all[key]);
     }
@@ -365,7 +365,7 @@ fn classification_page(out: &mut String, title: &str, figures: &Value) {
 /// Where a plot's square begins, and its side.
 const PLOT: (f64, f64, f64) = (60.0, 20.0, 320.0);
 /// Okabe and Ito's blue and vermilion, and two shapes: told apart without colour.
-const SERIES: [(&str, &str); 2] = [("#0072B2", "whole picture"), ("#D55E00", "box")];
+const SERIES: [(&str, &str); 2] = [("#0072B2", "classify"), ("#D55E00", "the door's box")];
 
 /// A square frame with the names of its axes.
 fn axes(x: &str, y: &str) -> String {
@@ -402,7 +402,7 @@ fn legend(x: f64, y: f64) -> String {
 }
 
 /// Confidence against accuracy of both classifications; on the diagonal is perfect.
-fn reliability_plot(whole: &Value, crop: &Value) -> String {
+fn reliability_plot(picture: &Value, crop: &Value) -> String {
     let (x0, y0, side) = PLOT;
     let mut svg = axes("confidence", "accuracy");
     let _ = write!(
@@ -411,7 +411,7 @@ fn reliability_plot(whole: &Value, crop: &Value) -> String {
         y0 + side,
         x0 + side
     );
-    for (series, figures) in [whole, crop].into_iter().enumerate() {
+    for (series, figures) in [picture, crop].into_iter().enumerate() {
         for bin in figures["reliability"].as_array().into_iter().flatten() {
             if bin["count"].as_u64().unwrap_or(0) > 0 {
                 let at = |key: &str| bin[key].as_f64().unwrap_or(0.0);
@@ -424,7 +424,7 @@ fn reliability_plot(whole: &Value, crop: &Value) -> String {
 }
 
 /// Dogs kept out against others let in, both on logarithmic axes from 0.1 % to 100 %.
-fn det_plot(whole: &Value, crop: &Value) -> String {
+fn det_plot(picture: &Value, crop: &Value) -> String {
     let (x0, y0, side) = PLOT;
     let place = |share: f64| (share.max(0.001).log10() / 3.0 + 1.0) * side;
     let mut svg = axes("others let in", "dogs kept out");
@@ -442,7 +442,7 @@ fn det_plot(whole: &Value, crop: &Value) -> String {
             y + 4.0
         );
     }
-    for (series, figures) in [whole, crop].into_iter().enumerate() {
+    for (series, figures) in [picture, crop].into_iter().enumerate() {
         let mut path = String::new();
         for point in figures["det"].as_array().into_iter().flatten() {
             let at = |i: usize| place(point[i].as_f64().unwrap_or(1.0));
@@ -485,8 +485,8 @@ mod tests {
     }
 
     fn labelled(truth: Class, p: f32) -> Labelled {
-        let whole = ClassProbs::from_masses([p, 1.0 - p, 0.0, 0.0, 0.0]).unwrap();
-        Labelled { subset: "yard".to_owned(), truth, whole, crop: None }
+        let picture = ClassProbs::from_masses([p, 1.0 - p, 0.0, 0.0, 0.0]).unwrap();
+        Labelled { subset: "yard".to_owned(), truth, picture, crop: None }
     }
 
     #[test]
@@ -497,8 +497,8 @@ mod tests {
             labelled(Class::Cat, 0.6),
             labelled(Class::Other, 0.1),
         ];
-        assert_eq!(det(&pictures, |l| l.whole), [[0.0, 0.5], [0.5, 0.0]]);
-        let figures = classification(&pictures, |l| l.whole);
+        assert_eq!(det(&pictures, |l| l.picture), [[0.0, 0.5], [0.5, 0.0]]);
+        let figures = classification(&pictures, |l| l.picture);
         let yard = &figures["subsets"]["yard"];
         assert_eq!((yard["frr"]["hits"].as_u64(), yard["frr"]["of"].as_u64()), (Some(1), Some(2)));
         assert_eq!((yard["far"]["hits"].as_u64(), yard["far"]["of"].as_u64()), (Some(0), Some(2)));

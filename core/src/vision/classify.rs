@@ -58,6 +58,26 @@ impl ClassifierOutput {
         &self.label_probs
     }
 
+    /// Several answers as one: the geometric mean of their probabilities, so that no single view
+    /// decides alone. Unlike anything in training is what every view says is. The embedding is that
+    /// of `self`.
+    fn joined(mut self, others: &[Self]) -> Self {
+        let views = 1.0 + others.len() as f32;
+        let mean = |own: f32, of: &dyn Fn(&Self) -> f32| {
+            let log = |p: f32| p.max(1e-6).ln();
+            ((log(own) + others.iter().map(|o| log(of(o))).sum::<f32>()) / views).exp()
+        };
+        let masses = Class::ALL.map(|c| mean(self.probs.of(c).get(), &|o| o.probs.of(c).get()));
+        self.probs = ClassProbs::from_masses(masses).unwrap_or(self.probs);
+        for (i, own) in self.label_probs.iter_mut().enumerate() {
+            *own = mean(*own, &|o| o.label_probs[i]);
+        }
+        let total: f32 = self.label_probs.iter().sum();
+        self.label_probs.iter_mut().for_each(|p| *p /= total);
+        self.rejected &= others.iter().all(|o| o.rejected);
+        self
+    }
+
     /// What the door needs of it.
     pub const fn classification(&self) -> Classification {
         Classification { probs: self.probs, rejected: self.rejected }
@@ -95,6 +115,30 @@ impl Classifier {
         self.classify_timed(frame, part, framing, &mut |_| {})
     }
 
+    /// Says what `views` of `frame` show, together: each as it is and mirrored.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify`].
+    pub(super) fn classify_views(
+        &mut self,
+        frame: &Frame,
+        views: &[(Rect, Framing)],
+    ) -> Result<ClassifierOutput, VisionError> {
+        let mut others = Vec::new();
+        for (part, framing) in views {
+            for mirrored in [false, true] {
+                self.see(frame, *part, *framing, mirrored)?;
+                others.push(self.interpret()?);
+            }
+        }
+        let first = if others.is_empty() {
+            self.classify(frame, Rect::WHOLE, Framing::Whole)?
+        } else {
+            others.remove(0)
+        };
+        Ok(first.joined(&others))
+    }
+
     pub(super) fn classify_timed(
         &mut self,
         frame: &Frame,
@@ -102,16 +146,33 @@ impl Classifier {
         framing: Framing,
         lap: &mut dyn FnMut(Stage),
     ) -> Result<ClassifierOutput, VisionError> {
-        let resize = match framing {
-            Framing::Whole => self.model.manifest.input.resize,
-            Framing::Crop => Resize::Stretch,
-        };
-        let preparer = &mut self.preparer;
-        self.model.network.fill(|out| preparer.prepare(frame, part, resize, out))?;
+        self.see(frame, part, framing, false)?;
         lap(Stage::Resize);
         let answer = self.interpret()?;
         lap(Stage::Classify);
         Ok(answer)
+    }
+
+    /// Prepares the network's input.
+    fn see(
+        &mut self,
+        frame: &Frame,
+        part: Rect,
+        framing: Framing,
+        mirrored: bool,
+    ) -> Result<(), VisionError> {
+        let resize = match framing {
+            Framing::Whole => self.model.manifest.input.resize,
+            Framing::Crop => Resize::Stretch,
+        };
+        let (preparer, width) = (&mut self.preparer, self.model.manifest.input.width());
+        self.model.network.fill(|out| {
+            preparer.prepare(frame, part, resize, out)?;
+            if mirrored {
+                out.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+            }
+            Ok(())
+        })
     }
 
     fn interpret(&mut self) -> Result<ClassifierOutput, VisionError> {

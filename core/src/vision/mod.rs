@@ -40,6 +40,8 @@ pub const CROP_PADDING: f32 = 0.1;
 /// Most animals classified in one frame, best detector score first. Those beyond stay without a
 /// classification, so they never speak for opening.
 pub const MAX_CROPS: usize = 4;
+/// Lowest score of a box that [`Vision::describe`] looks into.
+const DESCRIBED_FROM: Score = Score::clamped(0.05);
 /// Most animals that [`Vision::inventory`] shows to the classifier.
 pub const MAX_NAMED: usize = 32;
 
@@ -208,6 +210,23 @@ impl Vision {
             seen.push(Sighting { detection, classification });
         }
         Ok(seen)
+    }
+
+    /// What `frame` as a whole shows: the classifier's answer to the whole picture and to the
+    /// animal that the detector is surest of, each also mirrored, together. `None` without a
+    /// classifier.
+    ///
+    /// # Errors
+    /// If a network fails or gives values that are not finite.
+    pub fn describe(&mut self, frame: &Frame) -> Result<Option<ClassifierOutput>, VisionError> {
+        let Some(classifier) = &mut self.classifier else { return Ok(None) };
+        let mut views = vec![(Rect::WHOLE, Framing::Whole)];
+        if let Finder::Detector(detector) = &mut self.finder {
+            let found = detector.detect_above(frame, Rect::WHOLE, DESCRIBED_FROM)?;
+            let animal = found.iter().find(|d| !matches!(d.class, Class::Person | Class::Nothing));
+            views.extend(animal.map(|d| (d.rect.padded(CROP_PADDING), Framing::Crop)));
+        }
+        classifier.classify_views(frame, &views).map(Some)
     }
 
     /// Everything in `frame` that a person may want to know of, best first, each animal or person

@@ -274,6 +274,57 @@ fn one_animal_is_one_box_and_persons_stand_apart() {
 }
 
 #[test]
+fn what_a_picture_shows_is_said_of_the_whole_and_of_the_surest_box_together() {
+    // Red is a dog; the whole picture alone is mostly green, which is nothing.
+    let mut both = Vision::new(Some(classifier()), Some(detector())).unwrap();
+    let told = both.describe(&two_colours()).unwrap().unwrap();
+    let mut alone = Vision::new(Some(classifier()), None).unwrap();
+    let whole = alone.describe(&two_colours()).unwrap().unwrap();
+    assert_eq!(whole.probs.best(), Class::Nothing);
+    assert!(told.probs.of(Class::Dog).get() > 10.0 * whole.probs.of(Class::Dog).get());
+    let total: f32 = told.label_probs().iter().sum();
+    assert!((total - 1.0).abs() < 1e-4, "{total}");
+    assert!(
+        Vision::new(None, Some(detector())).unwrap().describe(&two_colours()).unwrap().is_none()
+    );
+}
+
+#[test]
+fn a_mirrored_picture_is_described_alike() {
+    let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();
+    let mut of = |left: bool| {
+        let red = frame(64, 64, |x, y| {
+            if y < 16 && (x < 16) == left && (left || x >= 48) { [255, 0, 0] } else { [0, 255, 0] }
+        });
+        <[f32; 5]>::from(vision.describe(&red).unwrap().unwrap().probs)
+    };
+    let (left, right) = (of(true), of(false));
+    for (l, r) in left.iter().zip(right) {
+        assert!((l - r).abs() < 1e-4, "{left:?} {right:?}");
+    }
+}
+
+#[test]
+fn an_inventory_names_by_both_networks_and_goes_down_to_its_own_floor() {
+    let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();
+    let seen = vision.inventory(&two_colours(), Score::clamped(0.05)).unwrap();
+    assert_eq!(seen.iter().map(|d| d.class).collect::<Vec<_>>(), [Class::Dog, Class::Cat]);
+    let mut alone = Detector::new(detector()).unwrap();
+    for d in &seen {
+        let own = alone.detect(&two_colours(), Rect::WHOLE).unwrap();
+        let own = own.iter().find(|o| o.class == d.class).unwrap();
+        assert!((d.score.get() - own.score.get().sqrt()).abs() < 1e-2, "the classifier is certain");
+    }
+    // Some red is too dim for the door's floor, and still reported to those who ask for less.
+    let reported = (1..=255).find(|red| {
+        let dim = frame(64, 64, |x, y| if x < 16 && y < 16 { [*red, 0, 0] } else { [0, 255, 0] });
+        !vision.inventory(&dim, Score::clamped(0.02)).unwrap().is_empty()
+            && vision.look(&dim, Rect::WHOLE, &mut |_| {}).unwrap().is_empty()
+    });
+    assert!(reported.is_some());
+}
+
+#[test]
 fn no_more_crops_than_the_limit_are_classified() {
     let red = frame(64, 64, |_, _| [255, 0, 0]);
     let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();

@@ -11,7 +11,7 @@ use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, ClassProbs, Detection};
 use pawlatch_core::units::{Rect, Score};
 use pawlatch_core::vision::manifest::Labels;
-use pawlatch_core::vision::{Classifier, ClassifierOutput, Framing, HeatMap, Localiser, Manifest};
+use pawlatch_core::vision::{ClassifierOutput, HeatMap, Localiser, Manifest};
 
 use super::{Common, Outcome, Usage, pictures, say, say_json};
 
@@ -31,9 +31,10 @@ pub struct PictureArgs {
 
 /// Say what pictures show
 ///
-/// The classifier in use looks at the middle of each picture, framed as its manifest says, and
-/// gives a probability for dog, cat, person, other (any other animal or thing) and nothing; they
-/// sum to 1. With --json, one line a picture:
+/// The classifier in use looks at the middle of each picture, framed as its manifest says, and at
+/// the animal that the detector, if there is one, is surest of; at both also in the mirror. All
+/// views together give a probability for dog, cat, person, other (any other animal or thing) and
+/// nothing; they sum to 1. With --json, one line a picture:
 ///
 /// {"file","classes":{"dog","cat","person","other","nothing"},
 ///  "topk":[{"label","class","score"}, …],"model"}
@@ -198,10 +199,10 @@ pub fn classify(args: &ClassifyArgs, common: &Common) -> Result<Outcome> {
     let entry = in_use.required_classifier()?;
     let classes = entry.manifest.labels.class_of_each()?;
     let Manifest { name, labels, .. } = &entry.manifest;
-    let mut classifier = Classifier::new(entry.load()?)?;
+    let mut vision = in_use.vision()?;
     let target = Target::new(&args.pictures)?;
     pictures::for_each(&args.pictures.paths, |path, frame| {
-        let answer = classifier.classify(frame, Rect::WHOLE, Framing::Whole)?;
+        let answer = vision.describe(frame)?.context("the classifier in use was not loaded")?;
         let file = path.to_string_lossy();
         if args.pictures.json {
             let topk = most_probable(&answer, args.topk, labels, &classes);

@@ -11,7 +11,7 @@ use pawlatch::models::{InUse, ModelsDir};
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::{Rect, Score, Uptime};
-use pawlatch_core::vision::{Classifier, Framing, Vision};
+use pawlatch_core::vision::Vision;
 use pawlatch_tests::perception::{Answer, Measured};
 use pawlatch_tests::report::{self, Clip, Detected, Labelled, Pictures, Truth};
 use serde::Deserialize;
@@ -39,14 +39,13 @@ fn run() -> Result<(), Failure> {
     }
     let models_dir = env::args_os().nth(1).map_or_else(|| root.join("models"), PathBuf::from);
     let in_use = ModelsDir::find(Some(&models_dir), None)?.in_use()?;
-    let mut classifier = Classifier::new(in_use.required_classifier()?.load()?)?;
     let mut vision = in_use.vision()?;
     let models: Vec<String> = in_use
         .entries()
         .map(|e| format!("{} {} ({})", e.manifest.name, e.manifest.version, e.manifest.sha256))
         .collect();
 
-    let (labelled, answers) = classify(&data, &mut classifier, &mut vision)?;
+    let (labelled, answers) = classify(&data, &mut vision)?;
     let detected = detect(&data, &mut vision, &kept_out(&models_dir, &in_use)?)?;
     let clips = clips(&data, &models_dir)?;
     let pictures = Pictures { models: models.clone(), labelled, detected, clips };
@@ -79,11 +78,7 @@ fn manifest(data: &Path, split: &str) -> Result<Vec<(String, String, String)>, F
     Ok(rows.collect())
 }
 
-fn classify(
-    data: &Path,
-    classifier: &mut Classifier,
-    vision: &mut Vision,
-) -> Result<(Vec<Labelled>, Vec<Answer>), Failure> {
+fn classify(data: &Path, vision: &mut Vision) -> Result<(Vec<Labelled>, Vec<Answer>), Failure> {
     let (mut labelled, mut answers) = (Vec::new(), Vec::new());
     let rows: Vec<_> = manifest(data, "val")?;
     for (done, (file, label, subset)) in rows.iter().enumerate() {
@@ -91,7 +86,7 @@ fn classify(
             eprintln!("classify: {done} of {}", rows.len());
         }
         let frame = open(&data.join(file))?;
-        let whole = classifier.classify(&frame, Rect::WHOLE, Framing::Whole)?.probs;
+        let picture = vision.describe(&frame)?.ok_or("no classifier is in use")?.probs;
         let seen = vision.look(&frame, Rect::WHOLE, &mut |_| ())?;
         let truth = match label.as_str() {
             "dog" => Class::Dog,
@@ -104,12 +99,12 @@ fn classify(
         let crop = best.and_then(|s| s.classification.as_ref()).map(|c| c.probs);
         answers.push(Answer {
             truth,
-            probs: crop.unwrap_or(whole),
+            probs: crop.unwrap_or(picture),
             found: best.map(|s| (s.detection.class, s.detection.score)),
         });
         // Of a source with a subset per species, one row.
         let subset = subset.split(':').next().unwrap_or_default().to_owned();
-        labelled.push(Labelled { subset, truth, whole, crop });
+        labelled.push(Labelled { subset, truth, picture, crop });
     }
     Ok((labelled, answers))
 }
