@@ -125,9 +125,22 @@ pub struct Classification {
 pub struct Sighting {
     /// Where, and what the detector thought it was.
     pub detection: Detection,
-    /// What the classifier thought of the padded crop. `None`: not asked (a person), or there is
-    /// no classifier.
+    /// What the classifier thought of the padded crop. `None`: not asked (a person, of a
+    /// classifier that knows none), or there is no classifier.
     pub classification: Option<Classification>,
+}
+
+impl Sighting {
+    /// What both networks together say of the detector's class being right: the geometric mean of
+    /// the detector's score and the classifier's probability of `class`; without a classification
+    /// the detector's score.
+    pub fn joint(&self, class: Class) -> Score {
+        let score = self.detection.score;
+        match &self.classification {
+            Some(c) => Score::clamped((score.get() * c.probs.of(class).get()).sqrt()),
+            None => score,
+        }
+    }
 }
 
 /// Everything perceived in one frame.

@@ -108,8 +108,8 @@ impl Looks {
         }
         let person = self.class == Class::Person;
         let answer = self.answer.as_ref();
-        let (class, score) = match answer.and_then(|a| a.found) {
-            Some(found) => found,
+        let (class, score) = match answer {
+            Some(answer) => answer.found?,
             // Nobody was measured as a person: the detector's own word stands for them.
             None if person => (Class::Person, Score::clamped(0.8)),
             None => return None,
@@ -117,10 +117,7 @@ impl Looks {
         let probs = answer.map(|a| a.probs);
         Some(Sighting {
             detection: Detection { rect: self.rect, class, label: String::new(), score },
-            classification: (class != Class::Person)
-                .then_some(probs)
-                .flatten()
-                .map(|probs| Classification { probs, rejected: false }),
+            classification: probs.map(|probs| Classification { probs, rejected: false }),
         })
     }
 }

@@ -333,14 +333,23 @@ struct Category {
 #[test]
 fn the_heat_map_finds_single_pets() {
     let Some(shared) = shared() else { return };
+    // A box over the whole picture is right in 62 %, one over its middle in 74 %.
+    single_pets(&shared, &shipped_classifier(), 0.78);
+    let dir = repository().join("models/pet_classifier");
+    let onnx = read(&dir.join("model.onnx"));
+    single_pets(&shared, &Model::load(&text(&dir.join("model.toml")), &onnx).unwrap(), 0.85);
+}
+
+/// Holds the heat map's best box against the drawn one in pictures with one pet.
+fn single_pets(shared: &Path, classifier: &Model, least: f32) {
     let annotations: Annotations =
         serde_json::from_slice(&read(&shared.join("data/detect/annotations.json"))).unwrap();
     let pets: Vec<u64> = (annotations.categories.iter())
         .filter(|c| c.name == "dog" || c.name == "cat")
         .map(|c| c.id)
         .collect();
-    let mut localiser = Localiser::new(&shipped_classifier()).unwrap();
-    let (mut found, mut total, mut ious) = (0, 0, Vec::new());
+    let mut localiser = Localiser::new(classifier).unwrap();
+    let (mut found, mut total) = (0, 0);
     for image in &annotations.images {
         let boxes: Vec<_> =
             annotations.annotations.iter().filter(|a| a.image_id == image.id).collect();
@@ -349,7 +358,7 @@ fn the_heat_map_finds_single_pets() {
             continue;
         }
         let name = Path::new(&image.file_name).file_name().unwrap().to_str().unwrap();
-        let frame = picture(&shared, name);
+        let frame = picture(shared, name);
         let (w, h) = (frame.width() as f32, frame.height() as f32);
         let [x, y, bw, bh] = only.bbox;
         let truth = Rect::clipped(x / w, y / h, (x + bw) / w, (y + bh) / h).unwrap();
@@ -357,7 +366,6 @@ fn the_heat_map_finds_single_pets() {
         let iou = answer.detections.first().map_or(0.0, |d| d.rect.iou(truth));
         total += 1;
         found += usize::from(iou > 0.5);
-        ious.push(iou);
         if total == 120 {
             break;
         }
@@ -365,6 +373,5 @@ fn the_heat_map_finds_single_pets() {
     let share = found as f32 / total as f32;
     eprintln!("heat map: IoU over 0.5 in {found} of {total} single pets");
     assert!(total >= 100, "{total}");
-    // A box over the whole picture is right in 62 %.
-    assert!(share >= 0.7, "{share}");
+    assert!(share >= least, "{share}");
 }

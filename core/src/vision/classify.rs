@@ -102,6 +102,11 @@ impl Classifier {
         &self.model
     }
 
+    /// Whether one of its labels is of `class`.
+    pub fn knows(&self, class: Class) -> bool {
+        self.model.classes.contains(&class)
+    }
+
     /// Says what `part` of `frame` shows.
     ///
     /// # Errors

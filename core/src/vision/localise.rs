@@ -32,6 +32,14 @@ const KEPT: usize = 2;
 const ENLARGED: usize = 8;
 /// Most connected parts of one map.
 const MAX_BOXES: usize = 3;
+/// An edge lies at least this far below its peak, in log-odds: of faint heat there is a box too.
+const BELOW_PEAK: f32 = 1.0;
+/// Probabilities nearer to 0 or 1 than this say no more than this.
+const CERTAIN: f32 = 1e-9;
+/// How much of a box of heat is too much on the left, above and on the right, as a share of its
+/// size: medians over 304 single pets (every fifth of ../shared/data/boxed_train). The
+/// network pads on the right and below only, so its cells lie off their middles.
+const TRIM: [f32; 3] = [0.07, 0.035, 0.045];
 
 /// For every cell of a grid over a part of a frame, the probability of each class.
 #[derive(Debug, Clone, PartialEq)]
@@ -214,13 +222,20 @@ impl Localiser {
     /// Boxes around the animals, best first: the connected parts of the heat of all animals
     /// together, since parts of a dog alone may look like any animal.
     fn animals(&self, heat: &HeatMap) -> Vec<Detection> {
-        let mut all = heat.of(Class::Dog).to_vec();
-        for class in [Class::Cat, Class::Other] {
-            all.iter_mut().zip(heat.of(class)).for_each(|(sum, p)| *sum += p);
-        }
+        let sum = |classes: &[Class], cell: usize| -> f32 {
+            classes.iter().map(|c| heat.of(*c)[cell]).sum::<f32>().max(CERTAIN)
+        };
+        // In probabilities a dog is 1 all over and its rim falls between two cells; the odds still
+        // tell its middle from its rim.
+        let odds: Vec<f32> = (0..heat.width * heat.height)
+            .map(|cell| {
+                sum(&[Class::Dog, Class::Cat, Class::Other], cell).ln()
+                    - sum(&[Class::Person, Class::Nothing], cell).ln()
+            })
+            .collect();
         let calibration = self.manifest.calibration.as_ref();
         let bias = calibration.map_or([0.0; 5], |c| c.bias.to_array());
-        self.boxes(heat, &all)
+        self.boxes(heat, &odds)
             .into_iter()
             .map(|(rect, peak)| {
                 let class = heat.prevalent(rect, bias);
@@ -228,34 +243,36 @@ impl Localiser {
                     rect: rect.within(heat.region),
                     class,
                     label: class.name().into(),
-                    score: Score::clamped(peak),
+                    score: Score::clamped(1.0 / (1.0 + (-peak).exp())),
                 }
             })
             .collect()
     }
 
-    /// Boxes, in fractions of the region, around the connected parts of `map` that reach the
-    /// floor, with the peak of each; of a part, what has at least the manifest's share of its peak.
-    fn boxes(&self, heat: &HeatMap, map: &[f32]) -> Vec<(Rect, f32)> {
+    /// Boxes, in fractions of the region, around the connected parts of `odds` (their logarithms)
+    /// that reach the manifest's edge, with the peak of each, which reaches its floor.
+    fn boxes(&self, heat: &HeatMap, odds: &[f32]) -> Vec<(Rect, f32)> {
+        let log_odds = |p: f32| (p / (1.0 - p)).ln();
         let thresholds = &self.manifest.thresholds;
-        let width = heat.width * ENLARGED;
-        let height = heat.height * ENLARGED;
-        let mut fine = enlarge(map, heat.width, heat.height);
+        let (wide, high) = (heat.width * ENLARGED, heat.height * ENLARGED);
+        let mut fine = enlarge(odds, heat.width, heat.height);
         let mut found: Vec<(Rect, f32)> = Vec::new();
-        let mut floor = thresholds.heat_floor;
+        let mut floor = log_odds(thresholds.heat_floor);
         while found.len() < MAX_BOXES {
             let Some((seed, peak)) = highest(&fine) else { break };
             if peak < floor {
                 break;
             }
+            let edge = log_odds(thresholds.heat_edge).min(peak - BELOW_PEAK);
             // What is left around a part is its rim, not another animal.
-            floor = floor.max(peak * thresholds.heat_share);
-            let part = flood(&mut fine, width, seed, peak * thresholds.heat_share);
+            floor = floor.max(edge);
+            let [x0, y0, x1, y1] = flood(&mut fine, wide, seed, edge);
+            let (w, h) = ((x1 - x0) as f32, (y1 - y0) as f32);
             let rect = Rect::clipped(
-                part[0] as f32 / width as f32,
-                part[1] as f32 / height as f32,
-                part[2] as f32 / width as f32,
-                part[3] as f32 / height as f32,
+                (x0 as f32 + TRIM[0] * w) / wide as f32,
+                (y0 as f32 + TRIM[1] * h) / high as f32,
+                (x1 as f32 - TRIM[2] * w) / wide as f32,
+                y1 as f32 / high as f32,
             );
             found.extend(rect.map(|rect| (rect, peak)));
         }

@@ -295,13 +295,13 @@ pub struct Thresholds {
     pub score_floor: f32,
     /// Lowest probability that the best cell of a heat map must have to make a box.
     pub heat_floor: f32,
-    /// Cells of at least this share of the best cell's heat belong to its box.
-    pub heat_share: f32,
+    /// Probability at the edge of a box of heat.
+    pub heat_edge: f32,
 }
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self { score_floor: 0.25, heat_floor: 0.35, heat_share: 0.5 }
+        Self { score_floor: 0.25, heat_floor: 0.35, heat_edge: 0.5 }
     }
 }
 

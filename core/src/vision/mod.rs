@@ -40,9 +40,14 @@ pub const CROP_PADDING: f32 = 0.1;
 /// Most animals classified in one frame, best detector score first. Those beyond stay without a
 /// classification, so they never speak for opening.
 pub const MAX_CROPS: usize = 4;
+/// Most boxes of persons that the classifier looks at in one frame, best first.
+const MAX_PERSONS: usize = 2;
+/// A box is no person's below this, the geometric mean of the detector's score and the classifier's
+/// probability.
+const PERSON_FLOOR: Score = Score::clamped(0.2);
 /// Lowest score of a box that [`Vision::describe`] looks into.
 const DESCRIBED_FROM: Score = Score::clamped(0.05);
-/// Most animals that [`Vision::inventory`] shows to the classifier.
+/// Most boxes that [`Vision::inventory`] shows to the classifier.
 pub const MAX_NAMED: usize = 32;
 
 /// A stage of [`Vision::look`].
@@ -190,12 +195,16 @@ impl Vision {
             }
         };
         let by_heat = matches!(self.finder, Finder::Localiser(_));
-        let mut crops = 0;
+        let (mut animals, mut persons) = (0, 0);
         let mut seen = Vec::new();
         for detection in one_box_each(found) {
-            let classification = match &mut self.classifier {
-                Some(classifier) if detection.class != Class::Person && crops < MAX_CROPS => {
-                    crops += 1;
+            let person = detection.class == Class::Person;
+            let (asked, most) =
+                if person { (&mut persons, MAX_PERSONS) } else { (&mut animals, MAX_CROPS) };
+            let asks = |c: &&mut Classifier| *asked < most && (!person || c.knows(Class::Person));
+            let classification = match self.classifier.as_mut().filter(asks) {
+                Some(classifier) => {
+                    *asked += 1;
                     let crop = detection.rect.padded(CROP_PADDING);
                     let answer = classifier.classify_timed(frame, crop, Framing::Crop, lap)?;
                     // Heat only proposes. What the same network, looking closer, calls nothing
@@ -205,9 +214,13 @@ impl Vision {
                     }
                     Some(answer.classification())
                 }
-                _ => None,
+                None => None,
             };
-            seen.push(Sighting { detection, classification });
+            let sighting = Sighting { detection, classification };
+            if person && sighting.joint(Class::Person) < PERSON_FLOOR {
+                continue;
+            }
+            seen.push(sighting);
         }
         Ok(seen)
     }
@@ -235,8 +248,8 @@ impl Vision {
     ///
     /// What an animal is, detector and classifier say together: the score of a class is the
     /// geometric mean of the detector's score for it in this box and the classifier's probability,
-    /// and the class is the one with the highest. Persons, and animals beyond the first
-    /// [`MAX_NAMED`], are the detector's alone.
+    /// and the class is the one with the highest. A person's box stays a person's. What is beyond
+    /// the first [`MAX_NAMED`] is the detector's alone.
     ///
     /// # Errors
     /// If a network fails or gives values that are not finite.
@@ -252,8 +265,10 @@ impl Vision {
         let mut named = Vec::new();
         let mut asked = 0;
         for mut thing in one_box_each(found.clone()) {
-            let asks = thing.class != Class::Person && asked < MAX_NAMED;
-            if let Some(classifier) = self.classifier.as_mut().filter(|_| asks) {
+            let person = thing.class == Class::Person;
+            let asks =
+                |c: &&mut Classifier| asked < MAX_NAMED && (!person || c.knows(Class::Person));
+            if let Some(classifier) = self.classifier.as_mut().filter(asks) {
                 asked += 1;
                 let crop = thing.rect.padded(CROP_PADDING);
                 let answer = classifier.classify(frame, crop, Framing::Crop)?;
@@ -264,8 +279,9 @@ impl Vision {
                     let detector = said.map(|d| d.score.get()).fold(floor.get() / 2.0, f32::max);
                     (detector * answer.probs.of(class).get()).sqrt()
                 };
-                let animals = [Class::Other, Class::Cat, Class::Dog];
-                let best = animals.into_iter().map(|c| (c, by_both(c)));
+                let all = [Class::Other, Class::Cat, Class::Dog];
+                let classes = if person { &[Class::Person][..] } else { &all[..] };
+                let best = classes.iter().map(|c| (*c, by_both(*c)));
                 if let Some((class, score)) = best.max_by(|a, b| a.1.total_cmp(&b.1)) {
                     let label = answer.topk(1).first().map(|(label, _)| (*label).to_owned());
                     let label = label.unwrap_or(thing.label);

@@ -325,6 +325,25 @@ fn an_inventory_names_by_both_networks_and_goes_down_to_its_own_floor() {
 }
 
 #[test]
+fn a_person_is_believed_by_both_networks_or_left_out() {
+    // Blue is a cat to the classifier, and its detector's label is now a person's.
+    let onnx = colour_detector();
+    let persons = detector_text(COLOUR_DETECTOR, &onnx).replace("classes.cat", "classes.person");
+    let finds_persons = || Some(Model::load(&persons, &onnx).unwrap());
+    let frame = two_colours();
+    let mut unaware = Vision::new(Some(classifier()), finds_persons()).unwrap();
+    let seen = unaware.look(&frame, Rect::WHOLE, &mut |_| {}).unwrap();
+    let person = seen.iter().find(|s| s.detection.class == Class::Person).unwrap();
+    assert_eq!(person.classification, None, "a classifier that knows no persons is not asked");
+    let onnx = colour_classifier(8.0);
+    let aware = classifier_text(&onnx).replace("rest = 'nothing'", "rest = 'person'");
+    let aware = Model::load(&aware, &onnx).unwrap();
+    let mut vision = Vision::new(Some(aware), finds_persons()).unwrap();
+    let seen = vision.look(&frame, Rect::WHOLE, &mut |_| {}).unwrap();
+    assert!(seen.iter().all(|s| s.detection.class != Class::Person), "blue is no person: {seen:?}");
+}
+
+#[test]
 fn no_more_crops_than_the_limit_are_classified() {
     let red = frame(64, 64, |_, _| [255, 0, 0]);
     let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();

@@ -169,7 +169,7 @@ fn thresholds(m: &Manifest) -> Checked {
     for (key, value) in [
         ("thresholds.score_floor", t.score_floor),
         ("thresholds.heat_floor", t.heat_floor),
-        ("thresholds.heat_share", t.heat_share),
+        ("thresholds.heat_edge", t.heat_edge),
     ] {
         must(value > 0.0 && value < 1.0, key, "above 0 and below 1", value)?;
     }

@@ -116,6 +116,9 @@ section! {
         min_iou: f64 = 0.2,
         /// Detector score from which a person, or a contradiction, is believed, 0 to 1.
         believe: f64 = 0.5,
+        /// From which a person is believed whom the classifier has also looked at: the geometric
+        /// mean of the detector's score and the classifier's probability, 0 to 1.
+        believe_both: f64 = 0.37,
     }
 }
 

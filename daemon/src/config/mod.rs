@@ -179,6 +179,7 @@ impl Config {
                 forget_after: ms(keys.evidence.forget_after_ms),
                 min_iou: keys.evidence.min_iou as f32,
                 believe: Score::clamped(keys.evidence.believe as f32),
+                believe_both: Score::clamped(keys.evidence.believe_both as f32),
                 approach,
             },
             door,
@@ -265,6 +266,7 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     evidence("door.veto", keys.door.veto)?;
     share("evidence.min_iou", keys.evidence.min_iou)?;
     share("evidence.believe", keys.evidence.believe)?;
+    share("evidence.believe_both", keys.evidence.believe_both)?;
     share("door.doubt", keys.door.doubt)?;
     share("gate.min_motion", keys.gate.min_motion)?;
     let change = keys.gate.cell_change;

@@ -87,7 +87,6 @@ fn classify(data: &Path, vision: &mut Vision) -> Result<(Vec<Labelled>, Vec<Answ
         }
         let frame = open(&data.join(file))?;
         let picture = vision.describe(&frame)?.ok_or("no classifier is in use")?.probs;
-        let seen = vision.look(&frame, Rect::WHOLE, &mut |_| ())?;
         let truth = match label.as_str() {
             "dog" => Class::Dog,
             "cat" => Class::Cat,
@@ -95,7 +94,10 @@ fn classify(data: &Path, vision: &mut Vision) -> Result<(Vec<Labelled>, Vec<Answ
             _ if subset.contains("empty") || subset.contains("no_animal") => Class::Nothing,
             _ => Class::Other,
         };
-        let best = seen.first();
+        let seen = vision.look(&frame, Rect::WHOLE, &mut |_| ())?;
+        // A person matters beside a dog: of a person's picture the person is what is seen.
+        let person = seen.iter().find(|s| s.detection.class == Class::Person);
+        let best = person.filter(|_| truth == Class::Person).or(seen.first());
         let crop = best.and_then(|s| s.classification.as_ref()).map(|c| c.probs);
         answers.push(Answer {
             truth,
