@@ -128,14 +128,14 @@ impl Network {
         write(plain.as_slice_mut::<f32>().map_err(run)?)
     }
 
-    /// Runs the network on its input.
+    /// Runs the network on its input; inside a rayon pool with all of its threads.
     ///
     /// # Errors
     /// If an operator fails.
     pub fn run(&mut self) -> Result<Outputs, NetworkError> {
         let run = |e: TractError| NetworkError::Run(e.into());
-        let values = self.plan.run(tvec!(Arc::clone(&self.input).into_tvalue())).map_err(run)?;
-        Ok(Outputs(values))
+        let input = Arc::clone(&self.input).into_tvalue();
+        fast::together(|| self.plan.run(tvec!(input))).map(Outputs).map_err(run)
     }
 }
 
@@ -253,7 +253,7 @@ impl Bare {
     /// If an operator fails.
     pub fn run(&self) -> Result<(), NetworkError> {
         let run = |e: TractError| NetworkError::Run(e.into());
-        self.plan.run(self.inputs.clone()).map(drop).map_err(run)
+        fast::together(|| self.plan.run(self.inputs.clone())).map(drop).map_err(run)
     }
 
     /// Runs it once and times each operator with `clock`, in its unit.

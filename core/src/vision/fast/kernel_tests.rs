@@ -323,8 +323,10 @@ fn any_number_of_threads_gives_the_same_bits() {
         for threads in [2, 3, 4] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (split, y) = pool.install(|| {
-                let pieces = parallel::pieces(4 * case.geometry.macs(), 100);
-                (pieces, convolved(isa, &case, false))
+                parallel::together(|| {
+                    let pieces = parallel::pieces(4 * case.geometry.macs(), 100);
+                    (pieces, convolved(isa, &case, false))
+                })
             });
             assert!(split > 1, "nothing was split, so nothing was tested");
             assert!(alone.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()));

@@ -40,6 +40,7 @@ mod zoo_tests;
 
 use tract_onnx::prelude::*;
 
+pub use parallel::together;
 pub use peak::multiply_adds;
 pub use profile::{OpTime, profile};
 pub use simd::Isa;

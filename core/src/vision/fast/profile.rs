@@ -4,6 +4,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan;
 
 use super::ops::Fast;
+use super::parallel::together;
 
 /// What one operator took.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +30,17 @@ pub fn profile(
     clock: &mut dyn FnMut() -> u64,
 ) -> TractResult<Vec<OpTime>> {
     let mut times = Vec::new();
-    network.spawn()?.run_plan_with_eval(inputs, |context, state, node, inputs| {
-        let start = clock();
-        let outputs = plan::eval(context, state, node, inputs);
-        let time = clock().saturating_sub(start);
-        let macs = node.op_as::<Fast>().map_or(0, Fast::macs);
-        let (name, op) = (node.name.clone(), node.op.name().into_owned());
-        times.push(OpTime { name, op, time, macs });
-        outputs
+    let mut state = network.spawn()?;
+    together(|| {
+        state.run_plan_with_eval(inputs, |context, state, node, inputs| {
+            let start = clock();
+            let outputs = plan::eval(context, state, node, inputs);
+            let time = clock().saturating_sub(start);
+            let macs = node.op_as::<Fast>().map_or(0, Fast::macs);
+            let (name, op) = (node.name.clone(), node.op.name().into_owned());
+            times.push(OpTime { name, op, time, macs });
+            outputs
+        })
     })?;
     Ok(times)
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool};
 
-use super::{Isa, optimise_for, profile};
+use super::{Isa, optimise_for, profile, together};
 
 /// A network of the zoo and how its outputs are to be compared.
 struct Net {
@@ -129,7 +129,8 @@ fn any_number_of_threads_gives_the_same_outputs() {
         let alone = run(fast.clone(), &x);
         for threads in [2, 4] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            assert_eq!(alone, pool.install(|| run(fast.clone(), &x)), "{}", net.file);
+            let shared = pool.install(|| together(|| run(fast.clone(), &x)));
+            assert_eq!(alone, shared, "{}", net.file);
         }
     }
 }
