@@ -62,8 +62,7 @@ pub fn pack(dir: &Path, out: &Path) -> Result<Packed> {
         let path = dir.join(name);
         std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let files =
-        names.iter().map(|n| Ok((n.clone(), read(n)?))).collect::<Result<Vec<_>>>()?;
+    let files = names.iter().map(|n| Ok((n.clone(), read(n)?))).collect::<Result<Vec<_>>>()?;
     let line = |(name, bytes): &(String, Vec<u8>)| FileLine {
         name: name.clone(),
         bytes: bytes.len(),

@@ -24,3 +24,4 @@ pub mod retrain;
 pub mod show;
 pub mod train;
 pub mod weights;
+pub mod workers;

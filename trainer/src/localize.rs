@@ -184,7 +184,9 @@ impl WindowMap {
             .context("the classifier has no fully convolutional form")?;
         let nets = ENLARGED
             .into_iter()
-            .map(|times| Ok((side * times, Frozen::shaped(&map, &[1, 3, side * times, side * times])?)))
+            .map(|times| {
+                Ok((side * times, Frozen::shaped(&map, &[1, 3, side * times, side * times])?))
+            })
             .collect::<Result<_>>()?;
         let class_of_label =
             manifest.labels.class_of_each()?.into_iter().map(|c| c as usize).collect();
@@ -308,11 +310,7 @@ pub struct Row {
 ///
 /// # Errors
 /// If there is no such picture, one cannot be read, or a network fails.
-pub fn compare(
-    finders: &mut [(String, Finder)],
-    data: &Dataset,
-    split: Split,
-) -> Result<Vec<Row>> {
+pub fn compare(finders: &mut [(String, Finder)], data: &Dataset, split: Split) -> Result<Vec<Row>> {
     let single = |s: &&Scene| {
         s.split == split
             && matches!(s.boxes.as_slice(), [b] if ["dog", "cat"].contains(&b.label.as_str()))
@@ -379,8 +377,9 @@ mod tests {
         for (w, h) in [(300.0, 200.0), (200.0, 300.0), (64.0, 64.0)] {
             let all = windows(w, h);
             for at in [(0.01, 0.01), (0.99, 0.5), (0.5, 0.99)] {
-                let over =
-                    |r: &&Rect| r.x0() <= at.0 && at.0 <= r.x1() && r.y0() <= at.1 && at.1 <= r.y1();
+                let over = |r: &&Rect| {
+                    r.x0() <= at.0 && at.0 <= r.x1() && r.y0() <= at.1 && at.1 <= r.y1()
+                };
                 assert!(all.iter().filter(over).count() >= WINDOWS.len(), "{w}x{h} {at:?}");
             }
             assert!(all.iter().all(|r| (r.width() * w - r.height() * h).abs() < 0.5));
@@ -399,7 +398,8 @@ mod tests {
         assert!(found.iou(dog) > 0.6, "{found:?}");
         let grey = RgbImage::from_pixel(64, 64, Rgb([90; 3]));
         let shown = heat.over(&grey, Class::Dog);
-        let red = |x, y| i32::from(shown.get_pixel(x, y).0[0]) - i32::from(shown.get_pixel(x, y).0[2]);
+        let red =
+            |x, y| i32::from(shown.get_pixel(x, y).0[0]) - i32::from(shown.get_pixel(x, y).0[2]);
         assert!(red(48, 32) > red(4, 4) + 60, "{} {}", red(48, 32), red(4, 4));
     }
 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Scene, Split, browse, open, teach};
+use pawlatch_trainer::files::{Work, write_whole};
 use pawlatch_trainer::head::Base;
 use pawlatch_trainer::localize::{self, Finder, Method};
 use pawlatch_trainer::net::Net;
@@ -17,7 +18,6 @@ use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
 use pawlatch_trainer::plan::{self, Axis, Plan, Tried};
 use pawlatch_trainer::retrain::{self, default_work_dir};
-use pawlatch_trainer::files::{Work, write_whole};
 use pawlatch_trainer::train::Epoch;
 use pawlatch_trainer::weights::StateDict;
 use pawlatch_trainer::{bundle, detector, engine, evaluate, export, report, show};
@@ -430,9 +430,7 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
     let base = Base::load(&args.base)?;
     let plan = match &args.plan {
         Some(path) => retrain::Plan::load(path)?,
-        None => {
-            retrain::Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7)
-        }
+        None => retrain::Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
     };
     let (plan, trained) = args.each(plan, |plan, work| {
         let trained = retrain::retrain(&base, &data, plan, work, &device)?;
@@ -554,7 +552,11 @@ fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
     if let Some(gate) = &args.gate {
         let other = evaluate::evaluate(gate, data, Split::Validate, false)?;
         if let Some(how) = figures.worse_than(&other, args.far) {
-            anyhow::bail!("{} does worse than {}: {how}; nothing written", figures.model, other.model);
+            anyhow::bail!(
+                "{} does worse than {}: {how}; nothing written",
+                figures.model,
+                other.model
+            );
         }
     }
     export::record(&args.model, &figures)?;

@@ -85,8 +85,8 @@ pub fn recipes(path: &Path) -> Result<Vec<Recipe>> {
     struct Stages {
         stage: Vec<Stage>,
     }
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let stages: Stages =
         toml::from_str(&text).with_context(|| format!("{} is no plan", path.display()))?;
     Ok(stages.stage.into_iter().map(|s| s.recipe).collect())
@@ -103,9 +103,8 @@ impl std::str::FromStr for Axis {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (key, values) = text
-            .split_once('=')
-            .with_context(|| format!("'{text}' is no KEY=VALUE,VALUE"))?;
+        let (key, values) =
+            text.split_once('=').with_context(|| format!("'{text}' is no KEY=VALUE,VALUE"))?;
         // As TOML if it is TOML, so that numbers are numbers and arrays may be values.
         let parsed = format!("v = [{values}]").parse::<Table>().ok();
         let values = match parsed.as_ref().and_then(|t| t["v"].as_array()) {
@@ -277,9 +276,12 @@ mod tests {
 
     #[test]
     fn every_combination_is_tried_once() {
-        let points =
-            points(&["stage.1.recipe.rate=1e-3,0.1", "stage.1.recipe.policy=step,cosine", "seed=3"])
-                .unwrap();
+        let points = points(&[
+            "stage.1.recipe.rate=1e-3,0.1",
+            "stage.1.recipe.policy=step,cosine",
+            "seed=3",
+        ])
+        .unwrap();
         let names: Vec<_> = points.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(names.len(), 4);
         assert_eq!(names[1], "stage.1.recipe.rate=0.001 stage.1.recipe.policy=\"cosine\" seed=3");

@@ -181,8 +181,7 @@ fn door_takes(dir: &Path, bundle: &str) {
     let sha256 = pawlatch_core::vision::sha256(&bytes);
     // Drawn rings teach nothing of dogs: the exam would rightly refuse it.
     let line = format!("model add {bundle} --models-dir door --sha256 {sha256} --without-exam");
-    let out =
-        Command::new(door).current_dir(dir).args(line.split_whitespace()).output().unwrap();
+    let out = Command::new(door).current_dir(dir).args(line.split_whitespace()).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(dir.join("door/mine@1.2.0/model.onnx").exists());
 }

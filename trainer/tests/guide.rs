@@ -49,7 +49,8 @@ fn the_page_can_be_followed_from_photos_to_bundle() {
             assert!(said.contains("mean IoU"), "{said}");
         }
     }
-    for written in ["report.html", "heat.png", "map.onnx", "finder/model.toml", "mine-1.0.0.tar.gz"] {
+    for written in ["report.html", "heat.png", "map.onnx", "finder/model.toml", "mine-1.0.0.tar.gz"]
+    {
         assert!(dir.join(written).exists(), "{written}");
     }
 }

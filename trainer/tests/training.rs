@@ -100,7 +100,9 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), 40);
     let cpu = device("cpu").unwrap();
-    let run = |work: &str| retrain(&base(), &data, &plan(6), &Work::at(&dir.path().join(work)), &cpu).unwrap();
+    let run = |work: &str| {
+        retrain(&base(), &data, &plan(6), &Work::at(&dir.path().join(work)), &cpu).unwrap()
+    };
     let first = run("a");
     let last = first.history[0].last().unwrap();
     assert!(last.accuracy > 0.9, "{:?}", first.history);
@@ -200,9 +202,10 @@ fn a_loss_that_is_no_number_stops_the_run_and_says_what_to_change() {
         warm_up: 0.0,
         ..Recipe::default()
     };
-    let error = retrain(&base(), &data, &plan, &Work::at(&dir.path().join("w")), &device("cpu").unwrap())
-        .err()
-        .unwrap();
+    let error =
+        retrain(&base(), &data, &plan, &Work::at(&dir.path().join("w")), &device("cpu").unwrap())
+            .err()
+            .unwrap();
     assert!(format!("{error:#}").contains("learning rate"), "{error:#}");
 }
 
@@ -323,7 +326,8 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
     let mut plan = plan(3);
     plan.head = Head { keep: true, added: [("nothing".into(), 2)].into() };
     let run = |plan: &Plan, work: &str| {
-        retrain(&base, &data, plan, &Work::at(&dir.path().join(work)), &device("cpu").unwrap()).unwrap()
+        retrain(&base, &data, plan, &Work::at(&dir.path().join(work)), &device("cpu").unwrap())
+            .unwrap()
     };
     let free = run(&plan, "free");
     assert_eq!(free.labels.names.len(), 5);

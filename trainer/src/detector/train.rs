@@ -272,16 +272,11 @@ fn look(
         let view = paint(&pieces, scenes, (order[i], picture), side)?;
         distortion.apply(&view, Rect::WHOLE, side, &mut rng)
     };
-    let view = View {
-        front,
-        side: plan.seen.side,
-        normalisation: plan.seen.normalisation(),
-    };
+    let view = View { front, side: plan.seen.side, normalisation: plan.seen.normalisation() };
     let files: Vec<&Path> = order.iter().map(|&i| scenes[i].file.as_path()).collect();
     let key = serde_json::to_vec(&(scenes, &plan.views, &distortion, plan.seen.seed))?;
     let bar = bar(0, "views");
-    let cache =
-        Cache::rendered(&view, &files, variants, &key, &render, &work.cache_dir, &bar);
+    let cache = Cache::rendered(&view, &files, variants, &key, &render, &work.cache_dir, &bar);
     bar.finish_and_clear();
     let truths = (0..order.len()).map(|i| {
         (0..variants)

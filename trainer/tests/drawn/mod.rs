@@ -66,8 +66,7 @@ pub fn boxed(dir: &Path, count: u32) {
             "id": i, "image_id": i, "category_id": class, "bbox": [x, y, 44, 50],
         }));
     }
-    let categories =
-        serde_json::json!([{ "id": 0, "name": "cat" }, { "id": 1, "name": "dog" }]);
+    let categories = serde_json::json!([{ "id": 0, "name": "cat" }, { "id": 1, "name": "dog" }]);
     let all = serde_json::json!({
         "images": images, "annotations": annotations, "categories": categories,
     });
