@@ -112,6 +112,13 @@ pub fn retrain(
 ) -> Result<Retrained> {
     let Headed { mut net, labels, class_of_label } =
         base.headed(&data.classes, &plan.head, plan.seen.seed)?;
+    let side = plan.seen.side;
+    let [_, _, h, w] = net.shape_at(side);
+    ensure!(
+        [h, w] == [side, side],
+        "the plan's side is {side} pixels, but the network takes {w} by {h}: change the plan, or \
+         make the network with `--side {side}`"
+    );
     let (train, validate) = (data.of(Split::Train), data.of(Split::Validate));
     ensure!(
         !validate.is_empty(),

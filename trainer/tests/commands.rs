@@ -20,7 +20,7 @@ fn prepared() -> (tempfile::TempDir, PathBuf) {
     photos(&path.join("photos"), &["cat", "dog", "nothing"], 30);
     std::fs::write(path.join("plan.toml"), PLAN).unwrap();
     run(&path, "dataset build photos data.json");
-    run(&path, "net new small-depthwise small.onnx --classes 3 --width 0.5");
+    run(&path, "net new small-depthwise small.onnx --classes 3 --width 0.5 --side 32");
     (dir, path)
 }
 
@@ -240,6 +240,15 @@ fn a_picture_that_is_damaged_after_the_check_and_an_empty_class_are_named() {
     let said = refused(&dir, "dataset build photos empty.json");
     assert!(said.contains("class 'person' has 0"), "{said}");
     assert!(!dir.join("empty.json").exists());
+}
+
+#[test]
+fn a_plan_of_another_side_than_the_networks_is_refused_before_anything_is_computed() {
+    let (_keep, dir) = prepared();
+    run(&dir, "net new small-depthwise large.onnx --classes 3 --width 0.5 --side 64");
+    let line = "retrain --base large.onnx --data data.json --plan plan.toml --out x --work-dir w";
+    let said = refused(&dir, line);
+    assert!(said.contains("takes 64") && !dir.join("w").exists(), "{said}");
 }
 
 #[test]

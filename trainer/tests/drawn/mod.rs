@@ -27,10 +27,10 @@ pub fn picture(class: u32, i: u32, [x0, y0, x1, y1]: [u32; 4]) -> RgbImage {
             _ => 0.0,
         };
         let v = 120.0 + 80.0 * (wave / 5.0).sin();
-        // A coarse pattern of its own, so that no two look like duplicates.
+        // A coarse pattern of its own, in brightness, so that no two look like duplicates.
         let cell = (x / 12).wrapping_mul(73) ^ (y / 12).wrapping_mul(151) ^ seed;
         let shade = (cell.wrapping_mul(2_246_822_519) >> 27) as f32;
-        Rgb([(v + shade) as u8, v as u8, (v - shade) as u8])
+        Rgb([(v + shade) as u8, (v + shade / 2.0) as u8, v as u8])
     })
 }
 
