@@ -14,7 +14,6 @@ use indicatif::ProgressBar;
 use pawlatch_core::units::Rect;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tract_onnx::prelude::*;
 
@@ -22,6 +21,7 @@ use crate::data::augment::{Augmentation, resized};
 use crate::data::{self, Item};
 use crate::net::onnx::Precision;
 use crate::net::{Array, Net};
+use crate::workers;
 
 /// Pixels to numbers: `(value - mean) / std` per channel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -297,8 +297,8 @@ fn fill(
         file.set_len((done * size) as u64)?;
         bar.inc((done * (bar.length().unwrap_or(0) as usize / count.max(1))) as u64);
         for start in (done..count).step_by(32) {
-            let rows: Vec<Vec<u8>> =
-                (start..count.min(start + 32)).into_par_iter().map(row).collect::<Result<_>>()?;
+            let end = count.min(start + 32);
+            let rows = workers::each(end - start, &|| Ok(()), &|(), i| row(start + i))?;
             file.write_all(&rows.concat())?;
             // A row counts as done only once it would survive a power cut.
             file.sync_data()?;

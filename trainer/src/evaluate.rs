@@ -88,6 +88,9 @@ pub struct Report {
     pub mistakes: Vec<Mistake>,
     /// Median milliseconds per picture, decoding left out.
     pub median_ms: f64,
+    /// What each picture is, and the probability of "dog" it got.
+    #[serde(skip)]
+    pub scores: Vec<(Class, f32)>,
 }
 
 /// A picture with what was said of it.
@@ -144,7 +147,7 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
     let threshold = all.operating.last().map_or(0.5, |o| o.threshold);
     for corruption in Corruption::ALL.into_iter().filter(|_| corruptions) {
         let answers = classify(&mut classifier, &items, Some(corruption))?;
-        let rates = operating("", threshold, &answers.iter().collect::<Vec<_>>());
+        let rates = operating("", threshold, &scores(answers.iter()));
         distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
     }
     let mut ms: Vec<f64> = answers.iter().map(|a| a.ms).collect();
@@ -158,6 +161,7 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
         corruptions: distorted,
         mistakes: mistakes(&answers, 24),
         median_ms: ms[ms.len() / 2],
+        scores: scores(answers.iter()),
         all,
     })
 }
@@ -213,8 +217,9 @@ fn figures<'a>(answers: impl Iterator<Item = &'a Answer<'a>>) -> Figures {
     let n = answers.len();
     let probs: Vec<Vec<f32>> = answers.iter().map(|a| a.probs.to_vec()).collect();
     let classes: Vec<usize> = answers.iter().map(|a| a.class as usize).collect();
+    let scores = scores(answers.iter().copied());
     let (dogs, cats, rest) =
-        (dog_scores(&answers, is_dog), dog_scores(&answers, is_cat), dog_scores(&answers, is_rest));
+        (dog_scores(&scores, is_dog), dog_scores(&scores, is_cat), dog_scores(&scores, is_rest));
     let not_dogs: Vec<f32> = cats.iter().chain(&rest).copied().collect();
     let rules = [
         ("FAR(cat) 0.1 %", &cats, 0.001),
@@ -232,7 +237,7 @@ fn figures<'a>(answers: impl Iterator<Item = &'a Answer<'a>>) -> Figures {
         reliability: reliability(&probs, &classes).to_vec(),
         operating: rules
             .into_iter()
-            .map(|(rule, negatives, far)| operating(rule, threshold_at(negatives, far), &answers))
+            .map(|(rule, negatives, far)| operating(rule, threshold_at(negatives, far), &scores))
             .collect(),
     }
 }
@@ -247,13 +252,17 @@ fn is_rest(c: Class) -> bool {
     !is_dog(c) && !is_cat(c)
 }
 
-fn dog_scores(answers: &[&Answer<'_>], of: fn(Class) -> bool) -> Vec<f32> {
-    answers.iter().filter(|a| of(a.class)).map(|a| a.probs[0]).collect()
+fn scores<'a>(answers: impl Iterator<Item = &'a Answer<'a>>) -> Vec<(Class, f32)> {
+    answers.map(|a| (a.class, a.probs[Class::Dog as usize])).collect()
 }
 
-fn operating(rule: &str, threshold: f32, answers: &[&Answer<'_>]) -> Operating {
+fn dog_scores(scores: &[(Class, f32)], of: fn(Class) -> bool) -> Vec<f32> {
+    scores.iter().filter(|s| of(s.0)).map(|s| s.1).collect()
+}
+
+fn operating(rule: &str, threshold: f32, scores: &[(Class, f32)]) -> Operating {
     let passes = |of: fn(Class) -> bool| {
-        let scores = dog_scores(answers, of);
+        let scores = dog_scores(scores, of);
         (scores.iter().filter(|&&p| p > threshold).count(), scores.len())
     };
     let ((dogs_in, dogs), (cats_in, cats), (rest_in, rest)) =
@@ -264,6 +273,14 @@ fn operating(rule: &str, threshold: f32, answers: &[&Answer<'_>]) -> Operating {
         frr: Rate::new(dogs - dogs_in, dogs),
         far_cat: Rate::new(cats_in, cats),
         far_rest: Rate::new(rest_in, rest),
+    }
+}
+
+impl Operating {
+    /// Everything that is no dog, let in.
+    pub fn far_non_dog(&self) -> Rate {
+        let (cat, rest) = (&self.far_cat, &self.far_rest);
+        Rate::new(cat.hits + rest.hits, cat.of + rest.of)
     }
 }
 
@@ -303,6 +320,26 @@ fn mistakes(answers: &[Answer<'_>], most: usize) -> Vec<Mistake> {
 }
 
 impl Report {
+    /// The rates at the threshold that lets in at most the share `far` of all that is no dog.
+    pub fn operating_at(&self, far: f64) -> Operating {
+        let negatives = dog_scores(&self.scores, |c| !is_dog(c));
+        let rule = format!("FAR(non-dog) {} %", far * 100.0);
+        operating(&rule, threshold_at(&negatives, far), &self.scores)
+    }
+
+    /// In what this model does worse than `other` on the same pictures, if in anything: right
+    /// answers, and dogs kept out or cats let in where at most `far` of all non-dogs are let in.
+    pub fn worse_than(&self, other: &Self, far: f64) -> Option<String> {
+        let (own, others) = (self.operating_at(far), other.operating_at(far));
+        let more = |what: &str, own: usize, others: usize| {
+            (own > others).then(|| format!("{what}: {own}, not {others}"))
+        };
+        let wrong = |r: &Self| r.all.accuracy3.of - r.all.accuracy3.hits;
+        more("wrong among dog, cat and the rest", wrong(self), wrong(other))
+            .or_else(|| more("dogs kept out", own.frr.hits, others.frr.hits))
+            .or_else(|| more("cats let in", own.far_cat.hits, others.far_cat.hits))
+    }
+
     /// The figures as text for a terminal or a model card.
     pub fn text(&self) -> String {
         let mut out = format!(

@@ -14,11 +14,11 @@ use pawlatch_core::vision::{Manifest, Task, sha256};
 use crate::cache::Frozen;
 use crate::data::{Dataset, Split};
 use crate::engine::Model;
-use crate::evaluate::{Report, door_class};
+use crate::evaluate::{Operating, Report, door_class};
+use crate::files::write_whole;
 use crate::net::Net;
 use crate::net::onnx::Precision;
 use crate::retrain::{Plan, Retrained};
-use crate::train::write_whole;
 
 /// Largest difference of a logit between burn and the exported file in tract.
 pub const TOLERANCE: f32 = 1e-3;
@@ -58,7 +58,7 @@ pub fn classifier(
     device: &Device,
 ) -> Result<()> {
     let onnx = trained.net.encode(Precision::Half)?;
-    prove(&trained.net, &onnx, plan.side, device)?;
+    prove(&trained.net, &onnx, plan.seen.side, device)?;
     let manifest = manifest(trained, &onnx, data, plan, card)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // A door that reads in between sees a hash that does not fit and refuses: never half a model.
@@ -146,11 +146,11 @@ fn manifest(
         source: card.source.into(),
         input: Input {
             name: trained.net.input.clone(),
-            shape: trained.net.shape_at(plan.side),
+            shape: trained.net.shape_at(plan.seen.side),
             layout: Layout::Nchw,
             colour: Colour::Rgb,
-            mean: plan.mean,
-            std: plan.std,
+            mean: plan.seen.mean,
+            std: plan.seen.std,
             resize: Resize::Crop { fraction: plan.fraction },
             kernel: Kernel::Bicubic,
         },
@@ -173,7 +173,7 @@ fn manifest(
                 data.counts(Split::Train).iter().sum::<usize>()
             ),
             data_sha256: Some(data.sha256.clone()),
-            seed: Some(plan.seed),
+            seed: Some(plan.seen.seed),
             commit: card.commit.clone(),
         }),
         labels: trained.labels.clone(),
@@ -185,10 +185,6 @@ fn manifest(
 /// # Errors
 /// If the manifest cannot be read or written.
 pub fn record(dir: &Path, report: &Report) -> Result<()> {
-    let path = dir.join("model.toml");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let mut manifest = Manifest::parse(&text)?;
     let f = &report.all;
     let mut figures = vec![
         ("accuracy_dog_cat_rest", f.accuracy3.share()),
@@ -205,16 +201,86 @@ pub fn record(dir: &Path, report: &Report) -> Result<()> {
     figures.extend(
         f.operating.last().map(|o| ("threshold_at_far_nondog_0.005", f64::from(o.threshold))),
     );
+    let figures = figures.into_iter().map(|(name, value)| (name.to_owned(), value));
+    record_figures(dir, figures, &report.data_sha256)
+}
+
+/// Writes figures of the validation split into a manifest, in place of those of the same name.
+///
+/// # Errors
+/// If the manifest cannot be read or written.
+pub fn record_figures(
+    dir: &Path,
+    figures: impl Iterator<Item = (String, f64)>,
+    data_sha256: &str,
+) -> Result<()> {
+    let path = dir.join("model.toml");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest = Manifest::parse(&text)?;
     for (name, value) in figures {
         manifest.metrics.retain(|m| m.name != name);
         manifest.metrics.push(Metric {
-            name: name.into(),
+            name,
             value,
             data: "validation split".into(),
-            data_sha256: Some(report.data_sha256.clone()),
+            data_sha256: Some(data_sha256.to_owned()),
         });
     }
     write_whole(&path, manifest.to_toml()?.as_bytes())
+}
+
+/// Writes down at which threshold a classifier lets in at most the share `far` of all that is no
+/// dog, and how sure that is: the upper 95 % bound of what it really lets in.
+///
+/// # Errors
+/// If the manifest cannot be read or written.
+pub fn record_operating(dir: &Path, report: &Report, far: f64) -> Result<Operating> {
+    let chosen = report.operating_at(far);
+    let let_in = chosen.far_non_dog();
+    let figures = [
+        ("operating_threshold", f64::from(chosen.threshold)),
+        ("operating_far_nondog", let_in.share()),
+        ("operating_far_nondog_upper95", let_in.high),
+        ("operating_frr", chosen.frr.share()),
+        ("operating_frr_upper95", chosen.frr.high),
+    ];
+    let figures = figures.into_iter().map(|(name, value)| (name.to_owned(), value));
+    record_figures(dir, figures, &report.data_sha256)?;
+    Ok(chosen)
+}
+
+/// Writes a model card, `README.md`, unless somebody has written one already.
+///
+/// # Errors
+/// If the manifest cannot be read or the card cannot be written.
+pub fn card(dir: &Path, figures: &str) -> Result<()> {
+    let path = dir.join("README.md");
+    if path.exists() {
+        return Ok(());
+    }
+    let m = crate::evaluate::load_model(dir)?.manifest;
+    let [_, _, h, w] = m.input.shape;
+    let mut text = format!(
+        "# {}\n\n| | |\n|---|---|\n| Version | {} |\n| Task | {} |\n| Weights | {}, {} |\n\
+         | Input | {w} by {h} pixels |\n| Labels | {} |\n",
+        m.name,
+        m.version,
+        m.task,
+        m.source,
+        m.licence,
+        m.labels.names.len()
+    );
+    if let Some(t) = &m.training {
+        let seed = t.seed.map_or("unknown".into(), |s| s.to_string());
+        text += &format!("| Trained | {} |\n| Data | {} |\n| Seed | {seed} |\n", t.method, t.data);
+    }
+    text += &format!(
+        "\n## Figures\n\n```\n{figures}```\n\n## Limits\n\nMeasured on pictures of the same sources \
+         as those it was trained on, unless the dataset holds sources out.\nNever let it decide on \
+         one picture.\n"
+    );
+    write_whole(&path, text.as_bytes())
 }
 
 /// The fully convolutional form of a classifier, with the largest difference between the mean of

@@ -5,18 +5,23 @@
 //! is trained ([`train`]), by an engine ([`engine`]) that knows operations, not architectures.
 //! What is measured ([`evaluate`]) runs through `pawlatch_core::vision`, as on the door.
 
+pub mod bundle;
 pub mod cache;
 pub mod data;
 pub mod detector;
 pub mod engine;
 pub mod evaluate;
 pub mod export;
+pub mod files;
 pub mod head;
+pub mod localize;
 pub use pawlatch_core::metrics;
 pub mod net;
+pub mod plan;
 pub mod recipe;
 pub mod report;
 pub mod retrain;
 pub mod show;
 pub mod train;
 pub mod weights;
+pub mod workers;

@@ -1,7 +1,7 @@
 //! From a folder of photos to the network on the door.
 //!
 //! Four ways, in the order in which a sane person tries them: use a network as it is, retrain it,
-//! change its structure, build one. See docs/training.md.
+//! change its structure, build one. See docs/training-guide.md and docs/training.md.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,18 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
-use pawlatch_trainer::data::{Dataset, Scene, Split, browse, teach};
+use pawlatch_trainer::data::{Dataset, Scene, Split, browse, open, teach};
+use pawlatch_trainer::files::{Work, write_whole};
 use pawlatch_trainer::head::Base;
+use pawlatch_trainer::localize::{self, Finder, Method};
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
-use pawlatch_trainer::recipe::Recipe;
-use pawlatch_trainer::retrain::{Plan, default_work_dir, retrain};
-use pawlatch_trainer::train::write_whole;
+use pawlatch_trainer::plan::{self, Axis, Plan, Tried};
+use pawlatch_trainer::retrain::{self, default_work_dir};
+use pawlatch_trainer::train::Epoch;
 use pawlatch_trainer::weights::StateDict;
-use pawlatch_trainer::{detector, engine, evaluate, export, report, show};
+use pawlatch_trainer::{bundle, detector, engine, evaluate, export, report, show};
 
 use pawlatch_core::sight::Class;
 use pawlatch_core::vision::Task;
@@ -51,11 +53,17 @@ enum Command {
     },
     /// Measure a model on a dataset, exactly as the door runs it.
     Evaluate(EvaluateArgs),
-    /// Print the learning rate of each step of a recipe.
+    /// Compare ways to say where the animal is, on pictures of one dog or cat; or draw what the
+    /// network sees where.
+    Localize(LocalizeArgs),
+    /// Measure a model, choose its threshold, write its card and report, and pack it into the one
+    /// file that a door takes.
+    Export(ExportArgs),
+    /// Print the learning rate of each step of a plan.
     Rates {
-        /// A training plan; its first stage is shown.
+        /// A training plan.
         plan: PathBuf,
-        /// Steps of the training.
+        /// Steps of each stage.
         #[arg(long, default_value_t = 20)]
         steps: usize,
     },
@@ -84,6 +92,9 @@ enum NetCommand {
         /// Multiplies hidden units (AlexNet) or channels (small networks).
         #[arg(long, default_value_t = 1.0)]
         width: f32,
+        /// Side of the square input, pixels; the published one if absent.
+        #[arg(long)]
+        side: Option<usize>,
         /// Seed of the weights.
         #[arg(long, default_value_t = 7)]
         seed: u64,
@@ -177,6 +188,10 @@ struct RetrainArgs {
     /// The model directory to write.
     #[arg(long)]
     out: PathBuf,
+    /// Values of one of the plan's keys to try, as `stage.1.recipe.rate=1e-3,3e-3`; several make
+    /// every combination. A ranked table is printed, and the best is written.
+    #[arg(long, value_name = "KEY=VALUE,VALUE")]
+    sweep: Vec<Axis>,
     /// Where caches and checkpoints are kept.
     #[arg(long)]
     work_dir: Option<PathBuf>,
@@ -201,6 +216,36 @@ struct RetrainArgs {
 }
 
 impl RetrainArgs {
+    fn work_dir(&self) -> PathBuf {
+        self.work_dir.clone().unwrap_or_else(|| default_work_dir(&self.out))
+    }
+
+    /// Trains by `plan`, or by every plan of the sweep and returns the best.
+    fn each<P: Plan + Clone, T>(
+        &self,
+        plan: P,
+        run: impl Fn(&P, &Work) -> Result<Tried<T>>,
+    ) -> Result<(P, T)> {
+        let (work_dir, work) = (self.work_dir(), Work::at(&self.work_dir()));
+        if self.sweep.is_empty() {
+            let tried = run(&plan, &work)?;
+            return Ok((plan, tried.result));
+        }
+        let points = plan::grid(&plan, &self.sweep)?;
+        let (ranked, plan, best) =
+            plan::sweep(points, |name, plan| run(plan, &work.of_point(name)))?;
+        print!("\n{}", plan::table(&ranked));
+        write_whole(&work_dir.join("sweep.json"), &serde_json::to_vec_pretty(&ranked)?)?;
+        Ok((plan, best))
+    }
+
+    fn finished(&self, history: &[Vec<Epoch>]) -> Result<()> {
+        let page = report::history(history);
+        write_whole(&self.work_dir().join("history.html"), page.as_bytes())?;
+        println!("wrote {}", self.out.display());
+        Ok(())
+    }
+
     fn card(&self) -> export::Card<'_> {
         let directory =
             self.out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -241,6 +286,51 @@ struct EvaluateArgs {
     record: bool,
 }
 
+#[derive(Args)]
+struct LocalizeArgs {
+    /// A model directory of a classifier.
+    model: PathBuf,
+    /// How; all that the models allow if absent. May be given several times.
+    #[arg(long)]
+    method: Vec<Method>,
+    /// A model directory of a detector.
+    #[arg(long)]
+    detector: Option<PathBuf>,
+    /// A dataset file or description with boxes.
+    #[arg(long, required_unless_present = "picture")]
+    data: Option<PathBuf>,
+    /// Write the table as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw the heat of one picture instead, by the first method.
+    #[arg(long, requires = "heat")]
+    picture: Option<PathBuf>,
+    /// The PNG to draw it into.
+    #[arg(long, requires = "picture")]
+    heat: Option<PathBuf>,
+    /// Whose heat.
+    #[arg(long, default_value = "dog")]
+    class: String,
+}
+
+#[derive(Args)]
+struct ExportArgs {
+    /// A model directory, as `retrain` and `detector` write it.
+    model: PathBuf,
+    /// The bundle to write, NAME-VERSION.tar.gz.
+    #[arg(short, long)]
+    out: PathBuf,
+    /// A dataset to measure it on; without one the model is packed as it is, say after signing.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Most of all that is no dog to let in at the threshold that is written down, as a share.
+    #[arg(long, default_value_t = 0.005)]
+    far: f64,
+    /// A classifier that it must not do worse than on the same pictures.
+    #[arg(long, requires = "data")]
+    gate: Option<PathBuf>,
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Net(command) => net(command),
@@ -248,15 +338,17 @@ fn main() -> Result<()> {
         Command::Retrain(args) => run_retrain(&args),
         Command::Detector { args, finish } => run_detector(&args, finish),
         Command::Evaluate(args) => run_evaluate(&args),
+        Command::Localize(args) => run_localize(&args),
+        Command::Export(args) => run_export(&args),
         Command::Rates { plan, steps } => {
-            let plan = Plan::load(&plan)?;
-            let recipe: &Recipe = &plan.stage.first().context("the plan has no stage")?.recipe;
-            for step in 0..steps {
-                let rate = recipe.rate_at(step, steps);
-                println!(
-                    "{step:>6}  {rate:<12.3e} {}",
-                    "#".repeat((rate / recipe.rate * 50.0) as usize)
-                );
+            for (n, recipe) in plan::recipes(&plan)?.iter().enumerate() {
+                recipe.check()?;
+                println!("stage {}: {}", n + 1, recipe.preview());
+                for step in 0..steps {
+                    let rate = recipe.rate_at(step, steps);
+                    let bar = "#".repeat((rate / recipe.rate * 50.0) as usize);
+                    println!("{step:>6}  {rate:<12.3e} {bar}");
+                }
             }
             Ok(())
         }
@@ -268,8 +360,9 @@ fn net(command: NetCommand) -> Result<()> {
         NetCommand::Import { architecture, weights, out } => {
             write_net(&architecture.filled(&StateDict::load(&weights)?)?, &out)
         }
-        NetCommand::New { architecture, out, classes, width, seed } => {
-            write_net(&architecture.fresh(classes, width, seed)?, &out)
+        NetCommand::New { architecture, out, classes, width, side, seed } => {
+            let side = side.unwrap_or(architecture.side());
+            write_net(&architecture.fresh_at(side, classes, width, seed)?, &out)
         }
         NetCommand::Show { net, side, svg } => {
             let net = Net::load(&net)?;
@@ -336,34 +429,36 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
     let data = Dataset::load(&args.data)?;
     let base = Base::load(&args.base)?;
     let plan = match &args.plan {
-        Some(path) => Plan::load(path)?,
-        None => Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
+        Some(path) => retrain::Plan::load(path)?,
+        None => retrain::Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
     };
-    let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
-    let trained = retrain(&base, &data, &plan, &work_dir, &device)?;
+    let (plan, trained) = args.each(plan, |plan, work| {
+        let trained = retrain::retrain(&base, &data, plan, work, &device)?;
+        let (validation, history) = (trained.validation, trained.history.clone());
+        Ok(Tried { result: trained, validation, history })
+    })?;
     println!(
         "temperature {:.3}; calibration error {:.4} before, {:.4} after",
         trained.temperature, trained.ece.0, trained.ece.1
     );
     export::classifier(&args.out, &trained, &data, &plan, &args.card(), &device)?;
-    let history = report::history(&trained.history);
-    write_whole(&work_dir.join("history.html"), history.as_bytes())?;
-    println!("wrote {}", args.out.display());
-    Ok(())
+    args.finished(&trained.history)
 }
 
 fn run_detector(args: &RetrainArgs, finish: bool) -> Result<()> {
+    use detector::train;
+
     let device = engine::device(&args.device)?;
     let data = Dataset::load(&args.data)?;
-    let plan =
-        detector::train::Plan::load(args.plan.as_deref().context("a detector needs a --plan")?)?;
-    let work_dir = args.work_dir.clone().unwrap_or_else(|| default_work_dir(&args.out));
+    let path = args.plan.as_deref().context("a detector needs a --plan")?;
     let base = Net::load(&args.base)?;
-    let (net, history) = detector::train::train(&base, &data, &plan, &work_dir, &device, finish)?;
-    detector::train::export(&args.out, &net, &data, &plan, &history, &args.card(), &device)?;
-    write_whole(&work_dir.join("history.html"), report::history(&history).as_bytes())?;
-    println!("wrote {}", args.out.display());
-    Ok(())
+    let (plan, (net, history)) = args.each(train::Plan::load(path)?, |plan, work| {
+        let (net, history) = train::train(&base, &data, plan, work, &device, finish)?;
+        let validation = train::best(&history);
+        Ok(Tried { result: (net, history.clone()), validation, history })
+    })?;
+    train::export(&args.out, &net, &data, &plan, &history, &args.card(), &device)?;
+    args.finished(&history)
 }
 
 fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
@@ -393,4 +488,85 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
         export::record(&args.model, &figures)?;
     }
     Ok(())
+}
+
+fn run_localize(args: &LocalizeArgs) -> Result<()> {
+    let finder = |method: Method| {
+        let dir = match method {
+            Method::Detector => args.detector.as_deref().context("give a --detector")?,
+            Method::Sliding | Method::Fcn => &args.model,
+        };
+        let model = evaluate::load_model(dir)?;
+        let onnx = dir.join(&model.manifest.file);
+        Finder::new(method, model, || Net::load(&onnx))
+            .with_context(|| format!("{} by {method:?}", dir.display()))
+    };
+    let mut methods = args.method.clone();
+    if methods.is_empty() {
+        methods = vec![Method::Fcn, Method::Sliding];
+        methods.extend(args.detector.iter().map(|_| Method::Detector));
+    }
+    if let (Some(picture), Some(out)) = (&args.picture, &args.heat) {
+        let class = evaluate::door_class(&args.class)?;
+        let picture = open(picture)?;
+        let heat = finder(methods[0])?.heat(&picture)?.context("a detector has no heat map")?;
+        let mut png = std::io::Cursor::new(Vec::new());
+        heat.over(&picture, class).write_to(&mut png, image::ImageFormat::Png)?;
+        return write_whole(out, &png.into_inner());
+    }
+    let data = Dataset::load(args.data.as_deref().context("give --data or --picture")?)?;
+    let mut finders = vec![("middle 80 %".to_owned(), Finder::middle())];
+    for method in methods {
+        finders.push((format!("{method:?}").to_lowercase(), finder(method)?));
+    }
+    let rows = localize::compare(&mut finders, &data, Split::Validate)?;
+    print!("{}", localize::table(&rows));
+    args.json.as_ref().map_or(Ok(()), |p| write_whole(p, &serde_json::to_vec_pretty(&rows)?))
+}
+
+fn run_export(args: &ExportArgs) -> Result<()> {
+    if let Some(data) = &args.data {
+        measure(args, &Dataset::load(data)?)?;
+    }
+    let packed = bundle::pack(&args.model, &args.out)?;
+    println!("{} {}", packed.sha256, args.out.display());
+    if !packed.signed {
+        println!(
+            "not signed: sign {} with minisign and export again without --data, or tell the door \
+             the SHA-256",
+            args.model.join("bundle.toml").display()
+        );
+    }
+    Ok(())
+}
+
+/// Figures, threshold, report and card of a model that is about to leave.
+fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
+    let model = evaluate::load_model(&args.model)?;
+    if model.manifest.task == Task::Detector {
+        let figures = detector::score::score(model, data, Split::Validate, None)?;
+        detector::train::record(&args.model, &figures)?;
+        return export::card(&args.model, &figures.text());
+    }
+    let figures = evaluate::evaluate(&args.model, data, Split::Validate, false)?;
+    if let Some(gate) = &args.gate {
+        let other = evaluate::evaluate(gate, data, Split::Validate, false)?;
+        if let Some(how) = figures.worse_than(&other, args.far) {
+            anyhow::bail!(
+                "{} does worse than {}: {how}; nothing written",
+                figures.model,
+                other.model
+            );
+        }
+    }
+    export::record(&args.model, &figures)?;
+    let chosen = export::record_operating(&args.model, &figures, args.far)?;
+    println!(
+        "at p(dog) > {:.3}: lets in {} of all that is no dog, keeps out {} of dogs",
+        chosen.threshold,
+        chosen.far_non_dog(),
+        chosen.frr
+    );
+    write_whole(&args.model.join("report.html"), report::page(&figures)?.as_bytes())?;
+    export::card(&args.model, &figures.text())
 }

@@ -1,5 +1,6 @@
 //! What decides how a training goes: learning rates, rules of the steps, regularisation.
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate changes over a training; `t` runs from 0 to 1.
@@ -10,25 +11,14 @@ pub enum Policy {
     Fixed,
     /// A tenth after each third.
     Step,
+    /// A tenth after each of the recipe's `milestones`.
+    Multistep,
     /// `0.01 ^ t`.
     Exponential,
     /// `1 - t`, to the power of one half (as DIGITS has it).
     Polynomial,
     /// Half a cosine down to zero.
     Cosine,
-}
-
-impl Policy {
-    /// The factor of the base rate at `t`.
-    pub fn factor(self, t: f32) -> f32 {
-        match self {
-            Self::Fixed => 1.0,
-            Self::Step => 0.1_f32.powf((t * 3.0).floor().min(2.0)),
-            Self::Exponential => 0.01_f32.powf(t),
-            Self::Polynomial => (1.0 - t).max(0.0).sqrt(),
-            Self::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * t.min(1.0)).cos()),
-        }
-    }
 }
 
 /// Rule by which gradients change parameters.
@@ -64,6 +54,8 @@ pub struct Recipe {
     pub rate: f32,
     /// How it changes.
     pub policy: Policy,
+    /// For `multistep`: shares of the training after which the rate is a tenth of what it was.
+    pub milestones: Vec<f32>,
     /// Share of all steps over which the rate rises from zero.
     pub warm_up: f32,
     /// Rule of the steps.
@@ -100,6 +92,7 @@ impl Default for Recipe {
             batch: 32,
             rate: 1e-3,
             policy: Policy::Cosine,
+            milestones: Vec::new(),
             warm_up: 0.05,
             optimiser: Optimiser::Adamw,
             decay: 0.01,
@@ -117,7 +110,43 @@ impl Default for Recipe {
     }
 }
 
+/// Height of the bars of [`Recipe::preview`].
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
 impl Recipe {
+    /// Whether a training can follow it.
+    ///
+    /// # Errors
+    /// Naming the key with an impossible value.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.epochs > 0 && self.batch > 0, "`epochs` and `batch` must be above 0");
+        ensure!(self.accumulate > 0, "`accumulate` must be above 0");
+        ensure!(self.rate > 0.0, "`rate` is {}; it must be above 0", self.rate);
+        ensure!((0.0..1.0).contains(&self.warm_up), "`warm_up` is no share of 1");
+        let rising = self.milestones.windows(2).all(|w| w[0] < w[1]);
+        let shares = self.milestones.iter().all(|m| *m > 0.0 && *m < 1.0);
+        ensure!(rising && shares, "`milestones` must be shares of the training, rising");
+        ensure!(
+            (self.policy == Policy::Multistep) != self.milestones.is_empty(),
+            "`milestones` and `policy = \"multistep\"` belong together"
+        );
+        Ok(())
+    }
+
+    /// The factor of the base rate at `t`, warm-up left out.
+    pub fn factor(&self, t: f32) -> f32 {
+        match self.policy {
+            Policy::Fixed => 1.0,
+            Policy::Step => 0.1_f32.powf((t * 3.0).floor().min(2.0)),
+            Policy::Multistep => {
+                self.milestones.iter().filter(|m| t >= **m).map(|_| 0.1_f32).product()
+            }
+            Policy::Exponential => 0.01_f32.powf(t),
+            Policy::Polynomial => (1.0 - t).max(0.0).sqrt(),
+            Policy::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * t.min(1.0)).cos()),
+        }
+    }
+
     /// The learning rate of each step of `steps`.
     pub fn rate_at(&self, step: usize, steps: usize) -> f32 {
         let t = step as f32 / steps.max(1) as f32;
@@ -126,7 +155,17 @@ impl Recipe {
         } else {
             1.0
         };
-        self.rate * self.policy.factor(t) * warm.min(1.0)
+        self.rate * self.factor(t) * warm.min(1.0)
+    }
+
+    /// The rate over the whole training as one line of bars.
+    pub fn preview(&self) -> String {
+        const COLUMNS: usize = 40;
+        let bar = |i| {
+            let share = self.rate_at(i, COLUMNS) / self.rate;
+            BARS[((share * BARS.len() as f32) as usize).min(BARS.len() - 1)]
+        };
+        format!("rate {:.1e} {}", self.rate, (0..COLUMNS).map(bar).collect::<String>())
     }
 }
 
@@ -134,12 +173,17 @@ impl Recipe {
 mod tests {
     use super::*;
 
+    fn with(policy: Policy) -> Recipe {
+        let milestones = if policy == Policy::Multistep { vec![0.5, 0.75] } else { vec![] };
+        Recipe { policy, milestones, warm_up: 0.0, rate: 1.0, ..Recipe::default() }
+    }
+
     #[test]
     fn every_policy_starts_at_the_base_rate_and_never_rises() {
-        for policy in
-            [Policy::Fixed, Policy::Step, Policy::Exponential, Policy::Polynomial, Policy::Cosine]
-        {
-            let factors: Vec<f32> = (0..=100).map(|i| policy.factor(i as f32 / 100.0)).collect();
+        for &policy in <Policy as clap::ValueEnum>::value_variants() {
+            let recipe = with(policy);
+            recipe.check().unwrap();
+            let factors: Vec<f32> = (0..=100).map(|i| recipe.factor(i as f32 / 100.0)).collect();
             assert!((factors[0] - 1.0).abs() < 1e-6, "{policy:?}");
             assert!(factors.windows(2).all(|w| w[1] <= w[0] + 1e-6), "{policy:?}");
             assert!(factors.iter().all(|f| *f >= -1e-6), "{policy:?}");
@@ -147,8 +191,26 @@ mod tests {
     }
 
     #[test]
+    fn multistep_falls_to_a_tenth_at_each_milestone_and_nowhere_else() {
+        let rates: Vec<f32> = (0..100).map(|i| with(Policy::Multistep).rate_at(i, 100)).collect();
+        assert_eq!((rates[49], rates[50], rates[74]), (1.0, 0.1, 0.1));
+        assert!((rates[75] - 0.01).abs() < 1e-9 && (rates[99] - 0.01).abs() < 1e-9);
+        for milestones in [vec![], vec![0.5, 0.5], vec![0.5, 1.5]] {
+            assert!(Recipe { milestones, ..with(Policy::Multistep) }.check().is_err());
+        }
+        let stray = Recipe { milestones: vec![0.5], ..with(Policy::Cosine) };
+        assert!(format!("{}", stray.check().unwrap_err()).contains("multistep"));
+    }
+
+    #[test]
+    fn a_preview_shows_where_the_rate_is() {
+        let line = with(Policy::Step).preview();
+        assert!(line.starts_with("rate 1.0e0 █") && line.ends_with('▁'), "{line}");
+    }
+
+    #[test]
     fn warm_up_rises_from_almost_nothing_to_the_policy() {
-        let recipe = Recipe { warm_up: 0.1, policy: Policy::Fixed, rate: 1.0, ..Recipe::default() };
+        let recipe = Recipe { warm_up: 0.1, ..with(Policy::Fixed) };
         assert!((recipe.rate_at(0, 100) - 0.1).abs() < 1e-6);
         assert!((recipe.rate_at(4, 100) - 0.5).abs() < 1e-6);
         assert_eq!(recipe.rate_at(10, 100), 1.0);

@@ -71,6 +71,12 @@ fn reliability(bins: &[Bin]) -> String {
     svg + "</svg>"
 }
 
+/// The same page of a stage under way, which a browser reads again every few seconds.
+pub fn live(epochs: &[Epoch]) -> String {
+    let page = history(&[epochs.to_vec()]);
+    page.replacen("<title>", "<meta http-equiv=refresh content=5><title>", 1)
+}
+
 /// Curves of a training: loss of each stage on training (grey) and validation pictures (red).
 pub fn history(stages: &[Vec<Epoch>]) -> String {
     let mut html = head("Training");

@@ -8,35 +8,31 @@ use burn::tensor::Device;
 use pawlatch_core::vision::manifest::Labels;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Normalisation, Plan as CachePlan};
+use crate::cache::{Cache, Plan as CachePlan};
 use crate::data::augment::Augmentation;
 use crate::data::{Dataset, Item, Split};
+use crate::files::Work;
 use crate::head::{Base, Head, Headed};
 use crate::metrics;
 use crate::net::Net;
+use crate::plan::{self, Seen};
 use crate::recipe::Recipe;
-use crate::train::{Classification, Epoch, Examples, Training, bar, class_log_probs, logits};
+use crate::train::{
+    Classification, Epoch, Examples, Training, bar, class_log_probs, judged, logits,
+};
 
 /// A retraining as a TOML file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Side of the square input, pixels.
-    pub side: usize,
-    /// Subtracted from each channel of 8-bit pixels.
-    pub mean: [f32; 3],
-    /// Divides each channel.
-    pub std: [f32; 3],
+    /// How pictures are seen.
+    #[serde(flatten)]
+    pub seen: Seen,
     /// Middle square of a whole picture, as a fraction of its shorter side.
     pub fraction: f32,
-    /// Seed of everything.
-    pub seed: u64,
     /// What becomes of the last layer.
     #[serde(default)]
     pub head: Head,
-    /// Distortions of training pictures.
-    #[serde(default)]
-    pub augmentation: Augmentation,
     /// Run in order, each on the result of the one before.
     pub stage: Vec<Stage>,
 }
@@ -67,33 +63,21 @@ impl Plan {
     pub fn head_only(side: usize, mean: [f32; 3], std: [f32; 3], seed: u64) -> Self {
         let recipe = Recipe { epochs: 30, batch: 64, rate: 2e-3, seed, ..Recipe::default() };
         let stage = vec![Stage { cut: "features".into(), variants: 4, blend: 1.0, recipe }];
+        let augmentation = Augmentation::default();
         Self {
-            side,
-            mean,
-            std,
+            seen: Seen { side, mean, std, seed, augmentation },
             fraction: 0.875,
-            seed,
             head: Head::default(),
-            augmentation: Augmentation::default(),
             stage,
         }
     }
+}
 
-    /// Reads a plan.
-    ///
-    /// # Errors
-    /// If the file cannot be read or has an unknown key.
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let plan: Self = toml::from_str(&text)
-            .with_context(|| format!("{} is no training plan", path.display()))?;
-        ensure!(!plan.stage.is_empty(), "{} has no stage", path.display());
-        Ok(plan)
-    }
+impl plan::Plan for Plan {
+    const KIND: &'static str = "training plan";
 
-    const fn normalisation(&self) -> Normalisation {
-        Normalisation { mean: self.mean, std: self.std }
+    fn recipes(&self) -> impl Iterator<Item = &Recipe> {
+        self.stage.iter().map(|s| &s.recipe)
     }
 }
 
@@ -109,10 +93,12 @@ pub struct Retrained {
     pub history: Vec<Vec<Epoch>>,
     /// Expected calibration error on the validation pictures before and after.
     pub ece: (f32, f32),
+    /// Mean validation loss of the network as it is kept, uncalibrated, and its accuracy.
+    pub validation: (f32, f32),
 }
 
-/// Retrains `base` for the classes of `data`. Caches and checkpoints are kept in `work_dir`, so
-/// that a run that was stopped goes on where it was.
+/// Retrains `base` for the classes of `data`. Caches and checkpoints are kept in `work`, so that a
+/// run that was stopped goes on where it was.
 ///
 /// # Errors
 /// If the network has no cut of that name, a picture cannot be read, a class is empty, the loss
@@ -121,11 +107,18 @@ pub fn retrain(
     base: &Base,
     data: &Dataset,
     plan: &Plan,
-    work_dir: &Path,
+    work: &Work,
     device: &Device,
 ) -> Result<Retrained> {
     let Headed { mut net, labels, class_of_label } =
-        base.headed(&data.classes, &plan.head, plan.seed)?;
+        base.headed(&data.classes, &plan.head, plan.seen.seed)?;
+    let side = plan.seen.side;
+    let [_, _, h, w] = net.shape_at(side);
+    ensure!(
+        [h, w] == [side, side],
+        "the plan's side is {side} pixels, but the network takes {w} by {h}: change the plan, or \
+         make the network with `--side {side}`"
+    );
     let (train, validate) = (data.of(Split::Train), data.of(Split::Validate));
     ensure!(
         !validate.is_empty(),
@@ -138,7 +131,7 @@ pub fn retrain(
     let variants = plan.stage.iter().map(|s| s.variants).max().unwrap_or(1).max(1);
     let (front, mut rest) =
         net.cut(&deepest.cut).context("the last stage must cut closest to the input")?;
-    let caches = Caches::new(plan, &front, work_dir)?;
+    let caches = Caches::new(plan, &front, &work.cache_dir)?;
     let (train_cache, validate_cache) = (
         caches.of(&train, variants, "training pictures")?,
         caches.of(&validate, 1, "validation pictures")?,
@@ -160,7 +153,7 @@ pub fn retrain(
             validate_cut.as_ref().unwrap_or(&validate_cache),
         );
         let examples = |cache, classes: &[usize]| Examples { cache, classes: classes.to_vec() };
-        let dir = work_dir.join(format!("stage{}", n + 1));
+        let dir = work.run_dir.join(format!("stage{}", n + 1));
         let (train_set, validate_set) =
             (examples(train_cut, &train_classes), examples(validate_cut, &validate_classes));
         let objective =
@@ -174,7 +167,8 @@ pub fn retrain(
     }
     net = front.join(rest)?;
     let (temperature, ece) = calibrate(&rows, &validate_classes, &class_of_label);
-    Ok(Retrained { net, labels, temperature, history, ece })
+    let validation = judged(&rows, &validate_classes, &class_of_label);
+    Ok(Retrained { net, labels, temperature, history, ece, validation })
 }
 
 /// `start` moved by `share` of the way to `trained`.
@@ -213,28 +207,27 @@ fn calibrate(rows: &[Vec<f32>], classes: &[usize], class_of_label: &[usize]) -> 
 struct Caches<'a> {
     plan: &'a Plan,
     front: &'a Net,
-    dir: PathBuf,
+    dir: &'a Path,
 }
 
 impl<'a> Caches<'a> {
-    fn new(plan: &'a Plan, front: &'a Net, work_dir: &Path) -> Result<Self> {
-        let dir = work_dir.join("cache");
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fn new(plan: &'a Plan, front: &'a Net, dir: &'a Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Self { plan, front, dir })
     }
 
     fn of(&self, items: &[&Item], variants: usize, what: &str) -> Result<Cache> {
         let plan = CachePlan {
             front: self.front,
-            side: self.plan.side,
-            normalisation: self.plan.normalisation(),
-            augmentation: &self.plan.augmentation,
+            side: self.plan.seen.side,
+            normalisation: self.plan.seen.normalisation(),
+            augmentation: &self.plan.seen.augmentation,
             variants,
-            seed: self.plan.seed,
+            seed: self.plan.seen.seed,
             fraction: self.plan.fraction,
         };
         let bar = bar(0, what);
-        let cache = Cache::of(&plan, items, &self.dir, &bar);
+        let cache = Cache::of(&plan, items, self.dir, &bar);
         bar.finish_and_clear();
         cache
     }
@@ -245,7 +238,7 @@ impl<'a> Caches<'a> {
             return Ok(None);
         }
         let bar = bar(0, "deeper cut");
-        let derived = cache.derive(between, &self.dir, &bar);
+        let derived = cache.derive(between, self.dir, &bar);
         bar.finish_and_clear();
         derived.map(Some)
     }

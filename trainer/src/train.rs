@@ -4,7 +4,6 @@
 //! run that was killed ends with the same numbers as one that was not.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,9 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
 use crate::engine::{Model, to_host};
+use crate::files::write_whole;
 use crate::net::{Array, Net};
 use crate::recipe::{Anchor, Optimiser, Recipe};
 use crate::weights::StateDict;
+
+const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// One line of a training's history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,7 +139,14 @@ impl<'a> Training<'a> {
         let mut state = self.resume(net, device)?;
         let per_epoch = self.objective.len().div_ceil(self.recipe.batch);
         let steps = per_epoch * self.recipe.epochs;
+        println!("{}", self.recipe.preview());
         for epoch in state.history.len()..last.min(self.recipe.epochs) {
+            // Asked before an epoch, not after: a run that had stopped here and was started again
+            // must not train one more.
+            if let Some(since) = self.stalled(&state) {
+                println!("no better for {since} epochs: stopping");
+                break;
+            }
             let began = std::time::Instant::now();
             let loss = self.epoch(&mut state, epoch, per_epoch, steps)?;
             let candidate = self.result(&state)?;
@@ -159,14 +168,21 @@ impl<'a> Training<'a> {
                 state.best = Some((validation_loss, epoch, candidate));
             }
             self.save(&state)?;
-            let since = state.best.as_ref().map_or(0, |(_, at, _)| epoch - at);
-            if self.recipe.patience > 0 && since >= self.recipe.patience {
-                println!("no better for {since} epochs: stopping");
-                break;
-            }
         }
         let (_, _, net) = state.best.context("no epoch was trained")?;
         Ok(Trained { net, history: state.history })
+    }
+
+    /// How many epochs ago the best one was, if that is more than patience allows.
+    fn stalled(&self, state: &State) -> Option<usize> {
+        let (_, best, _) = state.best.as_ref()?;
+        let since = state.history.len() - 1 - best;
+        (self.recipe.patience > 0 && since >= self.recipe.patience).then_some(since)
+    }
+
+    /// Whether a training in `dir` has finished an epoch.
+    pub fn begun(dir: &Path) -> bool {
+        dir.join(CHECKPOINT).exists()
     }
 
     fn epoch(
@@ -284,7 +300,7 @@ impl<'a> Training<'a> {
     }
 
     fn checkpoint(&self) -> PathBuf {
-        self.dir.join("checkpoint.safetensors")
+        self.dir.join(CHECKPOINT)
     }
 
     fn save(&self, state: &State) -> Result<()> {
@@ -313,7 +329,9 @@ impl<'a> Training<'a> {
         write_whole(&self.checkpoint(), &crate::weights::safetensors(&tensors, &note)?)?;
         let lines =
             state.history.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
-        write_whole(&self.dir.join("history.jsonl"), (lines.join("\n") + "\n").as_bytes())
+        write_whole(&self.dir.join("history.jsonl"), (lines.join("\n") + "\n").as_bytes())?;
+        let page = crate::report::live(&state.history);
+        write_whole(&self.dir.join("history.html"), page.as_bytes())
     }
 
     fn resume(&self, net: &Net, device: &Device) -> Result<State> {
@@ -487,15 +505,21 @@ impl Objective for Classification<'_> {
 
     fn validate(&self, net: &Net, device: &Device) -> Result<(f32, f32)> {
         let logits = logits(net, self.validate.cache, device, self.recipe.batch)?;
-        let (mut loss, mut right) = (0.0, 0);
-        for (row, &class) in logits.iter().zip(&self.validate.classes) {
-            let logs = class_log_probs(row, self.class_of_label, 1.0);
-            loss -= logs[class];
-            right += usize::from(logs.iter().all(|l| *l <= logs[class]));
-        }
-        let n = self.validate.classes.len() as f32;
-        Ok((loss / n, right as f32 / n))
+        Ok(judged(&logits, &self.validate.classes, self.class_of_label))
     }
+}
+
+/// Mean negative log-likelihood of the right classes, and the share of rows whose best class is
+/// right.
+pub fn judged(logits: &[Vec<f32>], classes: &[usize], class_of_label: &[usize]) -> (f32, f32) {
+    let (mut loss, mut right) = (0.0, 0);
+    for (row, &class) in logits.iter().zip(classes) {
+        let logs = class_log_probs(row, class_of_label, 1.0);
+        loss -= logs[class];
+        right += usize::from(logs.iter().all(|l| *l <= logs[class]));
+    }
+    let n = classes.len() as f32;
+    (loss / n, right as f32 / n)
 }
 
 /// Logarithms of the classes' probabilities, `[n, classes]`, from logits `[n, labels]`.
@@ -595,22 +619,4 @@ pub fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::new(length).with_prefix(what.to_owned());
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
-}
-
-/// Replaces a file in one step: after a crash there is the old one or the new one.
-///
-/// # Errors
-/// If it cannot be written, for instance because the disk is full; the old file is untouched.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let written = (|| {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        std::fs::File::open(dir)?.sync_all()
-    })();
-    written.with_context(|| {
-        format!("cannot write {}; what was there before is untouched", path.display())
-    })
 }

@@ -10,6 +10,7 @@ use pawlatch_trainer::detector::train::{Plan, export, record, train};
 use pawlatch_trainer::engine::device;
 use pawlatch_trainer::evaluate::load_model;
 use pawlatch_trainer::export::Card;
+use pawlatch_trainer::files::Work;
 use pawlatch_trainer::net::Op;
 use pawlatch_trainer::net::zoo::Architecture;
 
@@ -95,7 +96,12 @@ fn a_few_pictures_are_learnt_by_heart_and_written_for_the_door() {
     base.push("deep", pool, &["b5.pw.act"]);
     let plan: Plan = toml::from_str(PLAN).unwrap();
     let device = device("cpu").unwrap();
-    let (net, history) = train(&base, &data, &plan, dir.path(), &device, false).unwrap();
+    let (net, history) = train(&base, &data, &plan, &Work::at(dir.path()), &device, false).unwrap();
+    // Finished, it is what the epochs so far made of it; where there are none there is nothing.
+    let again = |work: &Work| train(&base, &data, &plan, work, &device, true);
+    assert_eq!(again(&Work::at(dir.path())).unwrap(), (net.clone(), history.clone()));
+    let none = again(&Work::at(&dir.path().join("none"))).unwrap_err();
+    assert!(format!("{none:#}").contains("nothing to finish"), "{none:#}");
     let losses: Vec<f32> = history[0].iter().map(|e| e.loss).collect();
     assert!(losses[59] < losses[0] / 3.0, "{losses:?}");
     let card = Card { name: "painted".into(), ..Card::nameless() };

@@ -8,9 +8,11 @@ use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Item, Split};
 use pawlatch_trainer::engine::device;
 use pawlatch_trainer::export::{self, difference};
+use pawlatch_trainer::files::Work;
 use pawlatch_trainer::head::{Base, Head};
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::zoo::Architecture;
+use pawlatch_trainer::plan::Seen;
 use pawlatch_trainer::recipe::{Anchor, Optimiser, Policy, Recipe};
 use pawlatch_trainer::retrain::{Plan, Stage, retrain};
 use pawlatch_trainer::train::{Classification, Examples, Training, class_log_probs};
@@ -76,13 +78,9 @@ fn plan(epochs: usize) -> Plan {
         Augmentation { smallest_crop: 0.8, rotate_degrees: 0.0, ..Augmentation::none() };
     let stage = vec![Stage { cut: "image".into(), variants: 2, blend: 1.0, recipe }];
     Plan {
-        side: 32,
-        mean: [127.0; 3],
-        std: [64.0; 3],
+        seen: Seen { side: 32, mean: [127.0; 3], std: [64.0; 3], seed: 3, augmentation },
         fraction: 1.0,
-        seed: 3,
         head: Head::default(),
-        augmentation,
         stage,
     }
 }
@@ -102,7 +100,9 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), 40);
     let cpu = device("cpu").unwrap();
-    let run = |work: &str| retrain(&base(), &data, &plan(6), &dir.path().join(work), &cpu).unwrap();
+    let run = |work: &str| {
+        retrain(&base(), &data, &plan(6), &Work::at(&dir.path().join(work)), &cpu).unwrap()
+    };
     let first = run("a");
     let last = first.history[0].last().unwrap();
     assert!(last.accuracy > 0.9, "{:?}", first.history);
@@ -150,6 +150,13 @@ fn a_run_that_was_stopped_ends_as_one_that_was_not() {
     let loss =
         |t: &pawlatch_trainer::train::Trained| t.history.iter().map(|e| e.loss).collect::<Vec<_>>();
     assert_eq!(loss(&whole), loss(&pieces));
+    // One that gave up gives up at once when it is started again.
+    let still = Recipe { epochs: 9, rate: 1e-30, patience: 2, ema: 0.0, ..recipe.clone() };
+    let work = dir.path().join("still");
+    let gave_up = || Training::new(&still, &objective, &work).run(&back, &cpu).unwrap();
+    let first = gave_up();
+    assert_eq!(first.history.len(), 3);
+    assert_eq!(gave_up().history, first.history);
 }
 
 #[test]
@@ -195,9 +202,10 @@ fn a_loss_that_is_no_number_stops_the_run_and_says_what_to_change() {
         warm_up: 0.0,
         ..Recipe::default()
     };
-    let error = retrain(&base(), &data, &plan, &dir.path().join("w"), &device("cpu").unwrap())
-        .err()
-        .unwrap();
+    let error =
+        retrain(&base(), &data, &plan, &Work::at(&dir.path().join("w")), &device("cpu").unwrap())
+            .err()
+            .unwrap();
     assert!(format!("{error:#}").contains("learning rate"), "{error:#}");
 }
 
@@ -255,17 +263,17 @@ fn a_duplicate_never_stays_on_both_sides() {
 fn what_has_no_room_on_disk_leaves_the_old_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
-    pawlatch_trainer::train::write_whole(&path, b"good").unwrap();
+    pawlatch_trainer::files::write_whole(&path, b"good").unwrap();
     // A directory that cannot take a temporary file stands for a full disk.
     let missing = dir.path().join("gone/model.onnx");
-    assert!(pawlatch_trainer::train::write_whole(&missing, b"x").is_err());
+    assert!(pawlatch_trainer::files::write_whole(&missing, b"x").is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"good");
 }
 
 /// A model directory made from scratch, whose labels are dog, cat and nothing.
 fn model(dir: &Path, data: &Dataset) -> std::path::PathBuf {
     let (cpu, plan) = (device("cpu").unwrap(), plan(1));
-    let trained = retrain(&base(), data, &plan, &dir.join("work"), &cpu).unwrap();
+    let trained = retrain(&base(), data, &plan, &Work::at(&dir.join("work")), &cpu).unwrap();
     let card = export::Card {
         name: "striped".into(),
         version: "1",
@@ -318,11 +326,12 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
     let mut plan = plan(3);
     plan.head = Head { keep: true, added: [("nothing".into(), 2)].into() };
     let run = |plan: &Plan, work: &str| {
-        retrain(&base, &data, plan, &dir.path().join(work), &device("cpu").unwrap()).unwrap()
+        retrain(&base, &data, plan, &Work::at(&dir.path().join(work)), &device("cpu").unwrap())
+            .unwrap()
     };
     let free = run(&plan, "free");
     assert_eq!(free.labels.names.len(), 5);
-    let start = base.headed(&data.classes, &plan.head, plan.seed).unwrap().net;
+    let start = base.headed(&data.classes, &plan.head, plan.seen.seed).unwrap().net;
     let moved = |net: &Net| {
         net.params
             .iter()

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, ensure};
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::Rect;
 use pawlatch_core::vision::Detector;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{Dataset, LabelledBox, Scene, Split, open};
 use crate::evaluate::{frame, load_model};
 use crate::train::bar;
+use crate::workers;
 
 /// Lowest score of a teacher that is looked at.
 const FLOOR: f32 = 0.1;
@@ -96,26 +96,20 @@ pub fn teach(data: &mut Dataset, teachers: &[PathBuf], except: &[String]) -> Res
         }
     }
     let bar = bar(work.len() as u64, "teachers look");
-    let size = work.len().div_ceil(rayon::current_num_threads()).max(1);
-    let taught: Vec<Vec<Option<Scene>>> = work
-        .par_chunks(size)
-        .map(|chunk| {
-            let mut detectors = teachers.iter().map(|t| detector(t)).collect::<Result<Vec<_>>>()?;
-            let one = |(scene, label): &(Scene, Option<Class>)| {
-                bar.inc(1);
-                let said = look(&mut detectors, &scene.file)?;
-                let known = label.map_or(Known::Boxes, Known::Label);
-                let mut taught = judged(known, &said, scene.clone());
-                if let Some(taught) = &mut taught {
-                    taught.exhaustive_for.clone_from(&labels);
-                }
-                Ok(taught)
-            };
-            chunk.iter().map(one).collect()
-        })
-        .collect::<Result<_>>()?;
+    let start = || teachers.iter().map(|t| detector(t)).collect::<Result<Vec<_>>>();
+    let taught: Vec<Option<Scene>> = workers::each(work.len(), &start, &|detectors, i| {
+        let (scene, label) = &work[i];
+        let said = look(detectors, &scene.file)?;
+        bar.inc(1);
+        let known = label.map_or(Known::Boxes, Known::Label);
+        let mut taught = judged(known, &said, scene.clone());
+        if let Some(taught) = &mut taught {
+            taught.exhaustive_for.clone_from(&labels);
+        }
+        Ok(taught)
+    })?;
     bar.finish_and_clear();
-    let taught: Vec<Scene> = taught.into_iter().flatten().flatten().collect();
+    let taught: Vec<Scene> = taught.into_iter().flatten().collect();
     data.notes.push(format!(
         "{} of {} pictures boxed by teachers; the rest shows what they did not find",
         taught.len(),

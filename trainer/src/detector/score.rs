@@ -161,7 +161,10 @@ pub fn score(
 }
 
 /// The animal's box of the highest score that `fits`; detections come best first.
-fn best_animal(found: &[Detection], fits: impl Fn(&Detection) -> bool) -> Option<&Detection> {
+pub(crate) fn best_animal(
+    found: &[Detection],
+    fits: impl Fn(&Detection) -> bool,
+) -> Option<&Detection> {
     let animal = |d: &&Detection| matches!(d.class, Class::Dog | Class::Cat | Class::Other);
     found.iter().filter(animal).find(|d| fits(d))
 }

@@ -12,7 +12,7 @@ use image::RgbImage;
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::Rect;
 use pawlatch_core::vision::manifest::{
-    ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Metric, Output, Resize,
+    ClassLabels, Colour, FORMAT, Input, Kernel, LabelSet, Labels, Layout, Output, Resize,
     Thresholds, Training as Origin,
 };
 use pawlatch_core::vision::{Manifest, Model as DoorModel, Task, sha256};
@@ -25,36 +25,34 @@ use super::loss::{Truth, loss};
 use super::score::{Report, score};
 use super::view::{Views, paint, truth};
 use super::{MAPS, STRIDES, grow};
-use crate::cache::{Cache, Normalisation, View};
+use crate::cache::{Cache, View};
 use crate::data::augment::Augmentation;
 use crate::data::{Dataset, Scene, Split};
 use crate::engine::Model;
 use crate::evaluate::door_class;
 use crate::export::Card;
+use crate::files::{Work, write_whole};
 use crate::net::Net;
 use crate::net::onnx::Precision;
+use crate::plan::{self, Seen};
 use crate::recipe::Recipe;
-use crate::train::{Epoch, Objective, Training, bar, batch_shape, write_whole};
+use crate::train::{Epoch, Objective, Training, bar, batch_shape};
 
 /// A picture is seen at most this many times in an epoch for the sake of a rare class.
 const MOST_REPEATS: f32 = 4.0;
 
-/// A detector training as a TOML file describes it.
+/// A detector training as a TOML file describes it. `side` is a multiple of 32, and distortions
+/// are those of colour, sharpness and the like: geometry is the views'.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Side of the square input, a multiple of 32 pixels.
-    pub side: usize,
-    /// Subtracted from each channel of 8-bit pixels.
-    pub mean: [f32; 3],
-    /// Divides each channel.
-    pub std: [f32; 3],
+    /// How pictures are seen.
+    #[serde(flatten)]
+    pub seen: Seen,
     /// Values of the backbone at strides 8, 16 and 32; what follows the last is cut off.
     pub taps: [String; 3],
     /// Classes to find, in the order of the labels.
     pub classes: Vec<String>,
-    /// Seed of everything but the steps of a stage.
-    pub seed: u64,
     /// A class in a smaller share of the pictures than this has its pictures repeated.
     pub fair_share: f32,
     /// Most training pictures of one source: one that abounds would be all there is to learn.
@@ -62,9 +60,6 @@ pub struct Plan {
     /// What is seen of the scenes.
     #[serde(default)]
     pub views: Views,
-    /// Distortions of colour, sharpness and the like; geometry is the views'.
-    #[serde(default)]
-    pub augmentation: Augmentation,
     /// Run in order, each on the result of the one before.
     pub stage: Vec<Stage>,
 }
@@ -83,18 +78,11 @@ pub struct Stage {
     pub recipe: Recipe,
 }
 
-impl Plan {
-    /// Reads a plan.
-    ///
-    /// # Errors
-    /// If the file cannot be read, has an unknown key or no stage.
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let plan: Self = toml::from_str(&text)
-            .with_context(|| format!("{} is no detector plan", path.display()))?;
-        ensure!(!plan.stage.is_empty(), "{} has no stage", path.display());
-        Ok(plan)
+impl plan::Plan for Plan {
+    const KIND: &'static str = "detector plan";
+
+    fn recipes(&self) -> impl Iterator<Item = &Recipe> {
+        self.stage.iter().map(|s| &s.recipe)
     }
 }
 
@@ -125,7 +113,7 @@ impl Objective for Detection<'_> {
         }
         let x = model.batch(data, batch_shape(&self.cache.shape, batch.len()))?;
         let values = model.forward(x, None)?;
-        loss(model, &values, &truths, self.plan.classes.len(), self.plan.side)
+        loss(model, &values, &truths, self.plan.classes.len(), self.plan.seen.side)
     }
 
     fn pace(&self, param: &str) -> f32 {
@@ -146,23 +134,24 @@ impl Objective for Detection<'_> {
     }
 }
 
-/// Trains a detector on `backbone`. Caches and checkpoints are kept in `work_dir`, so that a run
-/// that was stopped goes on where it was. With `finish` it trains no further: the best epoch so far
-/// of each stage that was begun is the result.
+/// Trains a detector on `backbone`. Caches and checkpoints are kept in `work`, so that a run that
+/// was stopped goes on where it was. With `finish` it trains no further: the best epoch so far of
+/// each stage that has finished one is the result.
 ///
 /// # Errors
 /// If the dataset has no boxes, a tap or cut does not exist, a tap has another stride, a picture
-/// cannot be read, the loss is not a number or the disk is full.
+/// cannot be read, the loss is not a number or the disk is full; with `finish`, if no epoch was
+/// ever finished.
 pub fn train(
     backbone: &Net,
     data: &Dataset,
     plan: &Plan,
-    work_dir: &Path,
+    work: &Work,
     device: &Device,
     finish: bool,
 ) -> Result<(Net, Vec<Vec<Epoch>>)> {
     let taps = [0, 1, 2].map(|i| plan.taps[i].as_str());
-    let mut net = grow(backbone, plan.side, taps, plan.classes.len(), plan.seed)?;
+    let mut net = grow(backbone, plan.seen.side, taps, plan.classes.len(), plan.seen.seed)?;
     let of = |split| data.scenes.iter().filter(|s| s.split == split).collect::<Vec<_>>();
     let (mut scenes, validate) = (of(Split::Train), of(Split::Validate));
     limit(&mut scenes, plan);
@@ -173,6 +162,10 @@ pub fn train(
     let order = repeated(&scenes, plan);
     let mut history = Vec::new();
     for (n, stage) in plan.stage.iter().enumerate() {
+        let dir = work.run_dir.join(format!("stage{}", n + 1));
+        if finish && !Training::begun(&dir) {
+            break;
+        }
         println!(
             "stage {} of {}: {} pictures, {} views each epoch; everything after {:?} is trained",
             n + 1,
@@ -181,13 +174,9 @@ pub fn train(
             order.len(),
             stage.cut
         );
-        let dir = work_dir.join(format!("stage{}", n + 1));
-        if finish && !dir.exists() {
-            break;
-        }
         let cut: Vec<&str> = stage.cut.iter().map(String::as_str).collect();
-        let (front, back) = net.cut_many(&cut, [1, 3, plan.side, plan.side])?;
-        let (cache, truths) = look(&front, &scenes, &order, plan, stage.variants, work_dir)?;
+        let (front, back) = net.cut_many(&cut, [1, 3, plan.seen.side, plan.seen.side])?;
+        let (cache, truths) = look(&front, &scenes, &order, plan, stage.variants, work)?;
         let objective = Detection {
             plan,
             stage,
@@ -203,7 +192,19 @@ pub fn train(
         net.params.extend(trained.net.params);
         history.push(trained.history);
     }
+    ensure!(
+        !history.is_empty(),
+        "there is nothing to finish: {} holds no finished epoch",
+        work.run_dir.display()
+    );
     Ok((net, history))
+}
+
+/// Validation loss and score of the epoch that the last stage's result comes from.
+pub fn best(history: &[Vec<Epoch>]) -> (f32, f32) {
+    let epochs = history.last().into_iter().flatten();
+    let best = epochs.min_by(|a, b| a.validation_loss.total_cmp(&b.validation_loss));
+    best.map_or((f32::NAN, 0.0), |e| (e.validation_loss, e.accuracy))
 }
 
 /// Leaves out a random choice of the pictures of sources that have too many.
@@ -213,7 +214,7 @@ fn limit(scenes: &mut Vec<&Scene>, plan: &Plan) {
         by_source.entry(&scene.source).or_default().push(&scene.file);
     }
     let mut kept = BTreeSet::new();
-    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let mut rng = StdRng::seed_from_u64(plan.seen.seed);
     for mut files in by_source.into_values() {
         files.shuffle(&mut rng);
         kept.extend(files.into_iter().take(plan.most_per_source));
@@ -234,7 +235,7 @@ fn repeated(scenes: &[&Scene], plan: &Plan) -> Vec<usize> {
             (plan.fair_share / share.max(1e-6)).clamp(1.0, MOST_REPEATS)
         })
         .collect();
-    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let mut rng = StdRng::seed_from_u64(plan.seen.seed);
     let mut order = Vec::new();
     for (i, scene) in scenes.iter().enumerate() {
         let classes = plan.classes.iter().zip(&wanted);
@@ -252,10 +253,10 @@ fn look(
     order: &[usize],
     plan: &Plan,
     variants: usize,
-    work_dir: &Path,
+    work: &Work,
 ) -> Result<(Cache, Vec<Vec<Truth>>)> {
     let drawn = |i: usize, variant: usize| {
-        let mut rng = StdRng::seed_from_u64(plan.seed ^ (i as u64) << 20 ^ variant as u64);
+        let mut rng = StdRng::seed_from_u64(plan.seen.seed ^ (i as u64) << 20 ^ variant as u64);
         (plan.views.draw(order[i], scenes, &mut rng), rng)
     };
     let distortion = Augmentation {
@@ -263,28 +264,23 @@ fn look(
         smallest_crop: 1.0,
         rotate_degrees: 0.0,
         half_hidden: 0.0,
-        ..plan.augmentation.clone()
+        ..plan.seen.augmentation.clone()
     };
-    let side = plan.side as u32;
+    let side = plan.seen.side as u32;
     let render = |i: usize, variant: usize, picture: &RgbImage| {
         let (pieces, mut rng) = drawn(i, variant);
         let view = paint(&pieces, scenes, (order[i], picture), side)?;
         distortion.apply(&view, Rect::WHOLE, side, &mut rng)
     };
-    let view = View {
-        front,
-        side: plan.side,
-        normalisation: Normalisation { mean: plan.mean, std: plan.std },
-    };
+    let view = View { front, side: plan.seen.side, normalisation: plan.seen.normalisation() };
     let files: Vec<&Path> = order.iter().map(|&i| scenes[i].file.as_path()).collect();
-    let key = serde_json::to_vec(&(scenes, &plan.views, &distortion, plan.seed))?;
+    let key = serde_json::to_vec(&(scenes, &plan.views, &distortion, plan.seen.seed))?;
     let bar = bar(0, "views");
-    let cache =
-        Cache::rendered(&view, &files, variants, &key, &render, &work_dir.join("cache"), &bar);
+    let cache = Cache::rendered(&view, &files, variants, &key, &render, &work.cache_dir, &bar);
     bar.finish_and_clear();
     let truths = (0..order.len()).map(|i| {
         (0..variants)
-            .map(|v| truth(&drawn(i, v).0, scenes, &plan.classes, plan.side))
+            .map(|v| truth(&drawn(i, v).0, scenes, &plan.classes, plan.seen.side))
             .collect::<Result<Vec<_>>>()
             .with_context(|| scenes[order[i]].file.display().to_string())
     });
@@ -314,11 +310,11 @@ fn manifest(net: &Net, onnx: &[u8], plan: &Plan, card: &Card<'_>) -> Result<Mani
         source: card.source.into(),
         input: Input {
             name: net.input.clone(),
-            shape: [1, 3, plan.side, plan.side],
+            shape: [1, 3, plan.seen.side, plan.seen.side],
             layout: Layout::Nchw,
             colour: Colour::Rgb,
-            mean: plan.mean,
-            std: plan.std,
+            mean: plan.seen.mean,
+            std: plan.seen.std,
             resize: Resize::Stretch,
             kernel: Kernel::Bicubic,
         },
@@ -351,7 +347,7 @@ pub fn export(
     device: &Device,
 ) -> Result<()> {
     let onnx = net.encode(Precision::Half)?;
-    crate::export::prove(net, &onnx, plan.side, device)?;
+    crate::export::prove(net, &onnx, plan.seen.side, device)?;
     let stages: Vec<String> = plan
         .stage
         .iter()
@@ -368,7 +364,7 @@ pub fn export(
             boxed(Split::Validate)
         ),
         data_sha256: Some(data.sha256.clone()),
-        seed: Some(plan.seed),
+        seed: Some(plan.seen.seed),
         commit: card.commit.clone(),
     });
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -381,10 +377,6 @@ pub fn export(
 /// # Errors
 /// If the manifest cannot be read or written.
 pub fn record(dir: &Path, report: &Report) -> Result<()> {
-    let path = dir.join("model.toml");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let mut manifest = Manifest::parse(&text)?;
     let mut figures = vec![
         ("cat_called_dog".to_owned(), report.cat_called_dog.share()),
         ("single_pet_iou_over_0.5".to_owned(), report.single_over_50.share()),
@@ -394,14 +386,5 @@ pub fn record(dir: &Path, report: &Report) -> Result<()> {
         figures.push((format!("ap50_{class}"), f.ap50));
         figures.push((format!("ap50_95_{class}"), f.ap50_95));
     }
-    for (name, value) in figures {
-        manifest.metrics.retain(|m| m.name != name);
-        manifest.metrics.push(Metric {
-            name,
-            value,
-            data: "validation split".into(),
-            data_sha256: Some(report.data_sha256.clone()),
-        });
-    }
-    write_whole(&path, manifest.to_toml()?.as_bytes())
+    crate::export::record_figures(dir, figures.into_iter(), &report.data_sha256)
 }

@@ -59,7 +59,17 @@ impl Architecture {
     /// # Errors
     /// If `classes` is zero or `width` leaves no channel.
     pub fn fresh(self, classes: usize, width: f32, seed: u64) -> Result<Net> {
-        self.build(classes, width, &mut Source::Fresh(StdRng::seed_from_u64(seed)))
+        self.fresh_at(self.side(), classes, width, seed)
+    }
+
+    /// The same for an input of another side: AlexNet's first dense layer and one-sided padding
+    /// depend on it.
+    ///
+    /// # Errors
+    /// If `classes` is zero, `width` leaves no channel, or too little is left of so small a picture.
+    pub fn fresh_at(self, side: usize, classes: usize, width: f32, seed: u64) -> Result<Net> {
+        self.build(side, classes, width, &mut Source::Fresh(StdRng::seed_from_u64(seed)))
+            .with_context(|| format!("{self:?} with {side} pixels"))
     }
 
     /// The network with the weights of a PyTorch state dict, batch normalisation folded.
@@ -76,12 +86,17 @@ impl Architecture {
             other => bail!("there are no published weights for {other:?}: train it from scratch"),
         };
         let classes = dict.get(classifier)?.shape[0];
-        self.build(classes, 1.0, &mut Source::Dict(dict))
+        self.build(self.side(), classes, 1.0, &mut Source::Dict(dict))
     }
 
-    fn build(self, classes: usize, width: f32, source: &mut Source<'_>) -> Result<Net> {
+    fn build(
+        self,
+        side: usize,
+        classes: usize,
+        width: f32,
+        source: &mut Source<'_>,
+    ) -> Result<Net> {
         anyhow::ensure!(classes > 0, "a classifier needs at least one class");
-        let side = self.side();
         let net = Net {
             input: "image".into(),
             input_shape: [None, Some(3), Some(side), Some(side)],
@@ -335,7 +350,7 @@ impl Builder<'_, '_> {
             }
         }
         let hidden = (4096.0 * width) as usize;
-        self.two_hidden(&x, 256 * 6 * 6, hidden, ["fc6", "fc7", "fc8"], classes)
+        self.two_hidden(&x, hidden, ["fc6", "fc7", "fc8"], classes)
     }
 
     fn alexnet_one_column(&mut self, classes: usize) -> Result<()> {
@@ -366,20 +381,20 @@ impl Builder<'_, '_> {
             }
         }
         let keys = ["classifier.1", "classifier.4", "classifier.6"];
-        self.two_hidden(&x, 256 * 6 * 6, 4096, keys, classes)
+        self.two_hidden(&x, 4096, keys, classes)
     }
 
     /// AlexNet's classifier: two hidden layers with dropout, then the logits.
     fn two_hidden(
         &mut self,
         x: &str,
-        input: usize,
         hidden: usize,
         keys: [&str; 3],
         classes: usize,
     ) -> Result<()> {
+        // 256 channels of 6x6 cells at the original's side.
+        let mut size = self.net.shapes([1, 3, self.side, self.side])?[x][1..].iter().product();
         let mut x = self.net.push("flat", Op::Flatten, &[x]);
-        let mut size = input;
         for (name, key) in ["fc6", "fc7"].into_iter().zip(keys) {
             x = self.net.push(&format!("{name}.drop"), Op::Dropout { rate: 0.5 }, &[&x]);
             x = self.dense(name, key, &x, (size, hidden))?;
