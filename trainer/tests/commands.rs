@@ -1,6 +1,8 @@
 //! The program as a person runs it: every command of docs/training.md, on a few drawn pictures, and what goes
 //! wrong on the way.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 mod drawn;
 
 use std::path::{Path, PathBuf};

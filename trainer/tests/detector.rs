@@ -1,5 +1,7 @@
 //! A detector trained from nothing on a few painted pictures must find what is painted on them.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 use std::path::Path;
 
 use image::{Rgb, RgbImage};

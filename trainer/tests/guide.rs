@@ -1,6 +1,8 @@
 //! Every command and every file of docs/training-guide.md, copied from the page and run in its
 //! order on a few drawn pictures; epochs are cut to one.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 mod drawn;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Networks: what is read is what is run, differentiated and written.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,5 +1,7 @@
 //! Training: from folders to a model the door takes, and what goes wrong on the way.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "a test may be blunt")]
+
 use std::path::Path;
 
 use image::{Rgb, RgbImage};

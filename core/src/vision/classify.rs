@@ -20,6 +20,10 @@ pub enum Framing {
     Crop,
 }
 
+/// The mean of several views is timid, since they seldom err together: this power of it had the
+/// least log-loss on the labelled pictures (0.082 against 0.089).
+const TOGETHER: f32 = 1.25;
+
 /// A classifier and its buffers.
 pub struct Classifier {
     model: Model,
@@ -59,13 +63,14 @@ impl ClassifierOutput {
     }
 
     /// Several answers as one: the geometric mean of their probabilities, so that no single view
-    /// decides alone. Unlike anything in training is what every view says is. The embedding is that
+    /// decides alone, to the power of [`TOGETHER`]. Unlike anything in training is what every view says is. The embedding is that
     /// of `self`.
     fn joined(mut self, others: &[Self]) -> Self {
         let views = 1.0 + others.len() as f32;
         let mean = |own: f32, of: &dyn Fn(&Self) -> f32| {
             let log = |p: f32| p.max(1e-6).ln();
-            ((log(own) + others.iter().map(|o| log(of(o))).sum::<f32>()) / views).exp()
+            let logs = log(own) + others.iter().map(|o| log(of(o))).sum::<f32>();
+            (logs / views * if views > 1.0 { TOGETHER } else { 1.0 }).exp()
         };
         let masses = Class::ALL.map(|c| mean(self.probs.of(c).get(), &|o| o.probs.of(c).get()));
         self.probs = ClassProbs::from_masses(masses).unwrap_or(self.probs);

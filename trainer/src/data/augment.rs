@@ -257,8 +257,8 @@ fn box_blur(picture: &RgbImage, radius: u32, across: bool) -> RgbImage {
             } else {
                 picture.get_pixel(x, reach(y, d, h))
             };
-            for c in 0..3 {
-                sum[c] += u32::from(p.0[c]);
+            for (sum, value) in sum.iter_mut().zip(p.0) {
+                *sum += u32::from(value);
             }
         }
         image::Rgb(sum.map(|s| (s / (2 * radius + 1)) as u8))

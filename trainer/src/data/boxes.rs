@@ -93,7 +93,9 @@ fn coco(path: &Path) -> Result<Vec<Boxed>> {
         .iter()
         .filter_map(|c| Some((c["id"].as_i64()?, c["name"].as_str()?)))
         .collect();
-    let mut boxes: BTreeMap<i64, Vec<(&str, [f64; 4], bool)>> = BTreeMap::new();
+    // Label, left, top, width and height, and whether it is a crowd.
+    type Drawn<'a> = (&'a str, [f64; 4], bool);
+    let mut boxes: BTreeMap<i64, Vec<Drawn<'_>>> = BTreeMap::new();
     for a in list("annotations")? {
         let edge = |i: usize| a["bbox"][i].as_f64();
         let known = (|| {

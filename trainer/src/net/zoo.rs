@@ -68,7 +68,7 @@ impl Architecture {
     /// # Errors
     /// If `classes` is zero, `width` leaves no channel, or too little is left of so small a picture.
     pub fn fresh_at(self, side: usize, classes: usize, width: f32, seed: u64) -> Result<Net> {
-        self.build(side, classes, width, &mut Source::Fresh(StdRng::seed_from_u64(seed)))
+        self.build(side, classes, width, &mut Source::Fresh(Box::new(StdRng::seed_from_u64(seed))))
             .with_context(|| format!("{self:?} with {side} pixels"))
     }
 
@@ -124,7 +124,7 @@ impl Architecture {
 
 /// Where weights come from.
 enum Source<'a> {
-    Fresh(StdRng),
+    Fresh(Box<StdRng>),
     Dict(&'a StateDict),
 }
 
