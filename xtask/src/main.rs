@@ -4,6 +4,7 @@ mod arm;
 mod bench;
 mod dist;
 mod emulate;
+mod image;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,8 @@ enum Cli {
     /// Make everything that is handed out for one machine: program, symbols, package, archive,
     /// bundle, bill of materials, licences and hashes, the same bytes every time.
     Dist(dist::DistArgs),
+    /// Make an SD-card image for a Raspberry Pi. Needs root; see docs/deploy.md.
+    Image(image::ImageArgs),
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -99,6 +102,7 @@ fn main() -> Result<()> {
                 .current_dir(&root))
         }
         Cli::Dist(args) => dist::run(&root, &args),
+        Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
         Cli::Emulate(args) => emulate::run(&args, &root),
     }
