@@ -24,8 +24,8 @@ const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,e2fsprogs,fdisk,openssh-serv
     libnss-myhostname,firmware-brcm80211";
 /// What is only unpacked: their scripts would build an initrd that is not used.
 const UNPACKED: [&str; 3] = ["linux-image-arm64", "raspi-firmware", "busybox-static"];
-/// What the kernel must load to reach the card.
-const CARD_MODULES: &str = "bcm2835\nsdhci-iproc\nsdhci-brcmstb\nmmc_block\ncrc32c_generic\next4\noverlay\nvfat\nnls_ascii\nnls_cp437\n";
+/// What the kernel must load to reach the card, or the disk of an emulator.
+const CARD_MODULES: &str = "bcm2835\nsdhci-iproc\nsdhci-brcmstb\nmmc_block\ncrc32c_generic\next4\noverlay\nvfat\nnls_ascii\nnls_cp437\nvirtio_pci\nvirtio_blk\n";
 /// Programs of Debian that the initrd needs beside busybox.
 const CHECKER: &str = "usr/sbin/e2fsck";
 
@@ -339,7 +339,9 @@ fn with_libraries(tree: &Path, dir: &Path) -> Result<()> {
 }
 
 fn configure(root: &Path, board: Board, boot: &Path) -> Result<()> {
-    fs::copy(root.join("deploy/image/pawlatch.txt"), boot.join("pawlatch.txt"))?;
+    for name in ["pawlatch.txt", "pawlatch.toml"] {
+        fs::copy(root.join("deploy/image").join(name), boot.join(name))?;
+    }
     fs::write(
         boot.join("config.txt"),
         "[all]\narm_64bit=1\nkernel=vmlinuz\ninitramfs initrd.img followkernel\nenable_uart=1\n\

@@ -2,6 +2,7 @@
 
 mod arm;
 mod bench;
+mod cuts;
 mod dist;
 mod emulate;
 mod image;
@@ -63,6 +64,9 @@ enum Cli {
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
     Emulate(emulate::Emulate),
+    /// Boot the image of a card in an emulator and cut its power while events are written; writes
+    /// docs/power-cuts.json. Needs qemu-system-aarch64, mtools and e2fsprogs.
+    Cuts(cuts::CutsArgs),
     /// Make everything that is handed out for one machine: program, symbols, package, archive,
     /// bundle, bill of materials, licences and hashes, the same bytes every time.
     Dist(dist::DistArgs),
@@ -105,6 +109,7 @@ fn main() -> Result<()> {
         Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
         Cli::Emulate(args) => emulate::run(&args, &root),
+        Cli::Cuts(args) => cuts::run(&root, &args),
     }
 }
 
