@@ -57,6 +57,12 @@ enum Cli {
         /// `pawlatch` for aarch64; built if it is not named.
         #[arg(long)]
         program: Option<PathBuf>,
+        /// `pawlatch` for this machine, of the same commit; built if it is not named.
+        #[arg(long)]
+        here: Option<PathBuf>,
+        /// Only the clips with these names. An emulated frame takes seconds.
+        #[arg(long)]
+        clip: Vec<String>,
     },
     /// Run the kernels' tests under valgrind's memcheck: no read or write outside what was
     /// allocated, and nothing decided by memory that was not written.
@@ -97,7 +103,7 @@ fn main() -> Result<()> {
             cargo(&root, args.into_iter().chain(dir.as_deref()))
         }
         Cli::Bench { frames } => bench::run(&root, frames),
-        Cli::Arm { program } => arm::run(&root, program),
+        Cli::Arm { program, here, clip } => arm::run(&root, program, here, &clip),
         Cli::Memcheck => {
             let runner = format!("CARGO_TARGET_{}_RUNNER", env!("HOST")).replace('-', "_");
             run(cargo_command()
