@@ -26,7 +26,7 @@ n=900
 for group in kvm render sgx netdev systemd-journal; do
     grep -q "^$group:" "$R/etc/group" || echo "$group:x:$((n++)):" >> "$R/etc/group"
 done
-ln -sf bash "$R/usr/bin/sh"; ln -sf usr/lib/systemd/systemd "$R/init"
+ln -sf bash "$R/usr/bin/sh"; ln -sf gawk "$R/usr/bin/awk"; ln -sf usr/lib/systemd/systemd "$R/init"
 U=$R/etc/systemd/system
 for unit in systemd-hwdb-update ldconfig systemd-firstboot systemd-journal-catalog-update \
     systemd-update-done systemd-pcrphase systemd-pcrphase-sysinit getty@tty1 systemd-timesyncd \
@@ -43,7 +43,7 @@ mkdir -p "$MD"
 cp "$K/root/lib/modules/$KV"/modules.{builtin,builtin.modinfo,order} "$MD/"
 for module in vivid gpio-sim v4l2loopback configfs virtio_blk virtio_pci virtio_mmio ext4 \
     virtio_console; do
-    modprobe -d "$K/root" -S "$KV" --show-depends "$module" 2> /dev/null | awk '/^insmod/{print $2}'
+    modprobe -d "$K/root" -S "$KV" --show-depends "$module" | awk '/^insmod/{print $2}'
 done | sort -u | while read -r file; do
     relative=${file#*lib/modules/$KV/}
     install -Dm644 "$K/root/lib/modules/$KV/$relative" "$MD/$relative"
