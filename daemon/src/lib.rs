@@ -14,6 +14,7 @@ pub mod journal;
 pub mod latch;
 pub mod lines;
 pub mod models;
+mod ordeal;
 pub mod overlay;
 pub mod owner;
 pub mod panel;

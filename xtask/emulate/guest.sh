@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The guest: one initramfs with systemd, the program as it is shipped, and the world around it.
 # usage: guest.sh PROGRAM FRAMES_DIR   (CROSS as for prepare.sh); run in the project's root
+# ORDEAL: the program with the feature `ordeal`; DEB: the package. Without them the proofs that
+# need them are left out.
 set -euo pipefail
 ARCH=${ARCH:-arm64}
 case $ARCH in arm64) TOOLS=aarch64-linux-gnu- ;; amd64) TOOLS= ;; esac
@@ -24,7 +26,7 @@ n=900
 for group in kvm render sgx netdev systemd-journal; do
     grep -q "^$group:" "$R/etc/group" || echo "$group:x:$((n++)):" >> "$R/etc/group"
 done
-ln -sf bash "$R/usr/bin/sh"; ln -sf usr/lib/systemd/systemd "$R/init"
+ln -sf bash "$R/usr/bin/sh"; ln -sf gawk "$R/usr/bin/awk"; ln -sf usr/lib/systemd/systemd "$R/init"
 U=$R/etc/systemd/system
 for unit in systemd-hwdb-update ldconfig systemd-firstboot systemd-journal-catalog-update \
     systemd-update-done systemd-pcrphase systemd-pcrphase-sysinit getty@tty1 systemd-timesyncd \
@@ -41,7 +43,7 @@ mkdir -p "$MD"
 cp "$K/root/lib/modules/$KV"/modules.{builtin,builtin.modinfo,order} "$MD/"
 for module in vivid gpio-sim v4l2loopback configfs virtio_blk virtio_pci virtio_mmio ext4 \
     virtio_console; do
-    modprobe -d "$K/root" -S "$KV" --show-depends "$module" 2> /dev/null | awk '/^insmod/{print $2}'
+    modprobe -d "$K/root" -S "$KV" --show-depends "$module" | awk '/^insmod/{print $2}'
 done | sort -u | while read -r file; do
     relative=${file#*lib/modules/$KV/}
     install -Dm644 "$K/root/lib/modules/$KV/$relative" "$MD/$relative"
@@ -60,8 +62,26 @@ mkdir -p "$R/usr/share/pawlatch"
 cp -r models "$R/usr/share/pawlatch/models"
 ln -sf /usr/lib/systemd/system/pawlatch-lock.service "$U/sysinit.target.wants/"
 
+# The package, one that is newer, and what dpkg must know to install them.
+if [ -n "${DEB:-}" ]; then
+    install -Dm644 "$DEB" "$R/usr/share/door/pawlatch.deb"
+    cp xtask/emulate/pawlatch.toml "$R/usr/share/door/door.toml"
+    N=$(mktemp -d)
+    dpkg-deb -R "$DEB" "$N/tree"
+    sed -i 's/^Version: .*/&+newer/' "$N/tree/DEBIAN/control"
+    dpkg-deb -q -Znone --root-owner-group -b "$N/tree" "$R/usr/share/door/newer.deb"
+    rm -r "$N"
+    mkdir -p "$R"/var/lib/dpkg/{info,updates}
+    for deb in "$G"/debs/*.deb; do
+        dpkg-deb -f "$deb" | sed 's/^Package: .*/&\nStatus: install ok installed/; /^Conffiles:/d'
+        echo
+    done > "$R/var/lib/dpkg/status"
+    : > "$R/var/lib/dpkg/available"
+fi
+
 # The world around it.
 "${TOOLS}gcc" -O2 -static -o "$R/usr/bin/sim" xtask/emulate/sim.c
+[ -z "${ORDEAL:-}" ] || { install -Dm755 "$ORDEAL" "$R/usr/lib/door/pawlatch-ordeal"; "${TOOLS}strip" "$R/usr/lib/door/pawlatch-ordeal"; }
 mkdir -p "$R/usr/share/frames"
 cp "$FRAMES"/*.yuyv "$R/usr/share/frames/"
 install -Dm755 xtask/emulate/board.sh "$R/usr/lib/door/board.sh"

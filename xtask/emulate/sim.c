@@ -86,19 +86,24 @@ static int feed(char **a) {
     }
 }
 
+/* A line that is requested with a bias has its pull set to that, as if the resistor had won over the
+ * bolt's contact: the contact is stated again whenever it does not hold. */
 static int bolt(char **a) {
-    char latch[4096], reed[4096];
+    char latch[4096], reed[4096], pull[16];
     snprintf(latch, sizeof latch, "%s/value", a[0]);
     snprintf(reed, sizeof reed, "%s/pull", a[1]);
     int home = -1;
     for (;; nap(15)) {
         int active = first_byte(latch) == '1';
         int now = !active && access(a[2], F_OK);
-        if (now != home) {
-            nap(40);
-            put(reed, now ? "pull-down" : "pull-up");
-            home = now;
-        }
+        const char *wanted = now ? "pull-down" : "pull-up";
+        memset(pull, 0, sizeof pull);
+        int fd = open(reed, O_RDONLY);
+        if (fd >= 0 && read(fd, pull, sizeof pull - 1) < 0) perror(reed);
+        if (fd >= 0) close(fd);
+        if (now != home) nap(40);
+        if (now != home || strncmp(pull, wanted, strlen(wanted))) put(reed, wanted);
+        home = now;
     }
 }
 

@@ -18,11 +18,22 @@ const LIBRARIES: &str = "/usr/aarch64-linux-gnu";
 const TOLERANCE: f64 = 2e-3;
 
 /// Replays every clip on both and writes `docs/aarch64.json`.
-pub fn run(root: &Path, program: Option<PathBuf>) -> Result<()> {
+pub fn run(
+    root: &Path,
+    program: Option<PathBuf>,
+    here: Option<PathBuf>,
+    wanted: &[String],
+) -> Result<()> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
+    let here = match here {
+        Some(program) => std::path::absolute(program)?,
+        None => {
+            super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
+            target.join("release/pawlatch")
+        }
+    };
     let arm = match program {
-        Some(program) => program,
+        Some(program) => std::path::absolute(program)?,
         None => {
             super::cargo(
                 root,
@@ -31,13 +42,15 @@ pub fn run(root: &Path, program: Option<PathBuf>) -> Result<()> {
             target.join(TARGET).join("release/pawlatch")
         }
     };
-    let here = target.join("release/pawlatch");
     let clips = root.join("../shared/data/clips");
     let mut dirs: Vec<PathBuf> = fs::read_dir(&clips)
         .with_context(|| clips.display().to_string())?
         .map(|e| Ok(e?.path()))
         .collect::<Result<_>>()?;
-    dirs.retain(|path| path.is_dir());
+    dirs.retain(|path| {
+        let named = |name: &String| path.file_name().is_some_and(|file| *file == **name);
+        path.is_dir() && (wanted.is_empty() || wanted.iter().any(named))
+    });
     dirs.sort();
     ensure!(!dirs.is_empty(), "no clips in {}", clips.display());
     let mut all = Vec::new();

@@ -2,8 +2,10 @@
 
 mod arm;
 mod bench;
+mod cuts;
 mod dist;
 mod emulate;
+mod image;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -55,6 +57,12 @@ enum Cli {
         /// `pawlatch` for aarch64; built if it is not named.
         #[arg(long)]
         program: Option<PathBuf>,
+        /// `pawlatch` for this machine, of the same commit; built if it is not named.
+        #[arg(long)]
+        here: Option<PathBuf>,
+        /// Only the clips with these names. An emulated frame takes seconds.
+        #[arg(long)]
+        clip: Vec<String>,
     },
     /// Run the kernels' tests under valgrind's memcheck: no read or write outside what was
     /// allocated, and nothing decided by memory that was not written.
@@ -62,9 +70,14 @@ enum Cli {
     /// Checks the portable path and whatever instruction sets valgrind knows. Takes minutes.
     Memcheck,
     Emulate(emulate::Emulate),
+    /// Boot the image of a card in an emulator and cut its power while events are written; writes
+    /// docs/power-cuts.json. Needs qemu-system-aarch64, mtools and e2fsprogs.
+    Cuts(cuts::CutsArgs),
     /// Make everything that is handed out for one machine: program, symbols, package, archive,
     /// bundle, bill of materials, licences and hashes, the same bytes every time.
     Dist(dist::DistArgs),
+    /// Make an SD-card image for a Raspberry Pi. Needs root; see docs/deploy.md.
+    Image(image::ImageArgs),
     /// Feed damaged input to the parsers with libFuzzer. Fails on the first crash and says which
     /// file shows it.
     Fuzz {
@@ -90,7 +103,7 @@ fn main() -> Result<()> {
             cargo(&root, args.into_iter().chain(dir.as_deref()))
         }
         Cli::Bench { frames } => bench::run(&root, frames),
-        Cli::Arm { program } => arm::run(&root, program),
+        Cli::Arm { program, here, clip } => arm::run(&root, program, here, &clip),
         Cli::Memcheck => {
             let runner = format!("CARGO_TARGET_{}_RUNNER", env!("HOST")).replace('-', "_");
             run(cargo_command()
@@ -99,8 +112,10 @@ fn main() -> Result<()> {
                 .current_dir(&root))
         }
         Cli::Dist(args) => dist::run(&root, &args),
+        Cli::Image(args) => image::run(&root, &args),
         Cli::Fuzz { seconds } => fuzz(&root, seconds),
         Cli::Emulate(args) => emulate::run(&args, &root),
+        Cli::Cuts(args) => cuts::run(&root, &args),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::camera::{CameraError, FrameSource, capture};
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::latch::{LatchPort, LatchThread};
+use crate::ordeal::panic_if_asked;
 use crate::panel::Panel;
 use crate::slot::{Receiver, Sender, Taken, slot};
 use crate::{intent, systemd};
@@ -214,6 +215,7 @@ where
     F: FnMut(&Frame) -> Result<Sightings, LookError>,
 {
     loop {
+        panic_if_asked("perception");
         match frames.take(Duration::from_secs(1)) {
             Taken::Value(frame) => {
                 let outcome = look(&frame);
@@ -249,6 +251,7 @@ impl Control<'_> {
         let mut hold_locked = appliance.keeper().door().hold_locked();
         let mut ready = false;
         while !stop.load(Ordering::SeqCst) {
+            panic_if_asked("control");
             let look = match threads.looks.take(Duration::ZERO) {
                 Taken::Value(look) => Some(look),
                 Taken::Nothing => None,
@@ -278,6 +281,9 @@ impl Control<'_> {
             }
             if !self.panel.is_alive() {
                 return Err(RunError::Thread { thread: "panel" });
+            }
+            if !appliance.recorder().is_alive() {
+                return Err(RunError::Thread { thread: "journal" });
             }
             let wish = appliance.keeper().door().hold_locked();
             if wish != hold_locked {

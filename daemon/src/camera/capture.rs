@@ -8,6 +8,7 @@ use pawlatch_core::frame::Frame;
 
 use super::{CameraError, FrameSource};
 use crate::clock::Clock;
+use crate::ordeal::panic_if_asked;
 use crate::slot::Sender;
 
 /// Starts a thread that gives each frame of `source` when it is due, stamped with `clock`; a
@@ -27,6 +28,7 @@ pub fn capture(
         source.until(Box::new(move || shutter.is_closed()));
         let started = clock.now();
         while let Some(frame) = source.next()? {
+            panic_if_asked("capture");
             if source.is_live() {
                 if !frames.put(frame) {
                     return Ok(());

@@ -12,6 +12,7 @@ use super::shot::{Mounting, Shot};
 use super::source::LiveSource;
 use super::{CameraError, FrameSource, Over};
 use crate::clock::Clock;
+use crate::ordeal::panic_if_asked;
 use crate::slot::{Receiver, Sender, Taken, slot};
 
 /// Reads one camera, picture by picture.
@@ -306,6 +307,7 @@ fn read(
 ) -> Result<(), CameraError> {
     let mut reader = opener(source, clock)?;
     loop {
+        panic_if_asked("camera");
         let shot = reader.read()?;
         if !shutter.put(shot) {
             return Ok(());

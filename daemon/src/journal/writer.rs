@@ -11,6 +11,7 @@ use pawlatch_core::door::JournalHealth;
 
 use super::{Entry, JournalSettings, Note, Recorder, Stamped, Store};
 use crate::clock::Clock;
+use crate::ordeal::panic_if_asked;
 
 /// Entries that may wait to be written.
 pub const QUEUE: usize = 1_024;
@@ -89,6 +90,11 @@ impl Journal {
         self.shared.acknowledged.load(Ordering::SeqCst)
     }
 
+    /// Whether anything can still be recorded; a disk that refuses is no end, a panic is.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// A way to record what the owner's surfaces have to say.
     pub fn scribe(&self) -> Scribe {
         let queue = self.queue.as_ref().map_or_else(Weak::new, Arc::downgrade);
@@ -155,7 +161,7 @@ impl Recorder for Journal {
         let since = shared.busy_since.load(Ordering::SeqCst);
         let stuck = since > 0
             && shared.clock.now().as_millis().saturating_sub(since) > PATIENCE.as_millis() as u64;
-        let alive = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let alive = self.is_alive();
         let losing = shared.lost.load(Ordering::SeqCst) > 0;
         if alive && !stuck && !losing && shared.writable.load(Ordering::SeqCst) {
             JournalHealth::Writable
@@ -186,6 +192,7 @@ struct Writer {
 impl Writer {
     fn run(&mut self, messages: &Receiver<Message>) {
         loop {
+            panic_if_asked("journal");
             let wrote = self.write();
             let open = if wrote { self.take(messages) } else { self.bide(messages) };
             if !open {

@@ -9,6 +9,7 @@ use pawlatch_core::units::Uptime;
 
 use super::{Latch, LatchPort, LeaseSettings, Leased};
 use crate::clock::Clock;
+use crate::ordeal::panic_if_asked;
 use crate::slot::{Receiver, Sender, Taken, slot};
 
 /// How often the latch is observed when nothing is commanded.
@@ -53,6 +54,7 @@ fn keep(
     let mut silent = false;
     let mut command = None;
     loop {
+        panic_if_asked("latch");
         match leased.step(clock.now(), command) {
             Ok(newest) => {
                 *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);

@@ -17,6 +17,7 @@ use pawlatch_core::units::Uptime;
 use crate::appliance::Asker;
 use crate::clock::Clock;
 use crate::lines::{Board, Debounce, Input, Line, LineError, Output};
+use crate::ordeal::panic_if_asked;
 pub use button::{Button, ButtonSettings, Gesture, request};
 pub use light::{Pattern, Sign, documentation};
 
@@ -181,6 +182,7 @@ impl Shared {
 /// Looks and shows until told to stop or a wire fails.
 fn keep(mut wires: Wires, shared: &Shared, asker: &Asker, clock: Clock) -> Result<(), LineError> {
     while !shared.stop.load(Ordering::Relaxed) {
+        panic_if_asked("panel");
         let now = clock.now();
         let state = *shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((wire, contact, button)) = &mut wires.button {
