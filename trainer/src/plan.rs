@@ -287,8 +287,8 @@ mod tests {
         assert_eq!(names[1], "stage.1.recipe.rate=0.001 stage.1.recipe.policy=\"cosine\" seed=3");
         let (_, last) = &points[3];
         assert_eq!((last.stage[0].recipe.rate, last.seen.seed), (0.1, 3));
-        let arrays = points_of("stage.1.recipe.milestones=[0.5],[0.5,0.8]");
-        assert_eq!(arrays[1].1.stage[0].recipe.milestones, [0.5, 0.8]);
+        let arrays = points_of("mean=[1.0,1.0,1.0],[1.0,2.0,3.0]");
+        assert_eq!(arrays[1].1.seen.mean, [1.0, 2.0, 3.0]);
     }
 
     fn points_of(axis: &str) -> Vec<(String, retrain::Plan)> {
