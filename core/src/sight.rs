@@ -132,14 +132,11 @@ pub struct Sighting {
 
 impl Sighting {
     /// What both networks together say of the detector's class being right: the geometric mean of
-    /// the detector's score and the classifier's probability of `class`; without a classification
-    /// the detector's score.
-    pub fn joint(&self, class: Class) -> Score {
-        let score = self.detection.score;
-        match &self.classification {
-            Some(c) => Score::clamped((score.get() * c.probs.of(class).get()).sqrt()),
-            None => score,
-        }
+    /// the detector's score and the classifier's probability; without a classification the
+    /// detector's score.
+    pub fn joint(&self) -> Score {
+        let Detection { class, score, .. } = &self.detection;
+        self.classification.as_ref().map_or(*score, |c| score.with(c.probs.of(*class)))
     }
 }
 

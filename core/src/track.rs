@@ -289,8 +289,7 @@ impl FrameEvidence {
             return Self {
                 dog: of(Class::Dog).min(0.0),
                 cat: of(Class::Cat),
-                person: PERSON_SLOPE
-                    * (sighting.joint(Class::Person).logit() - settings.believe_both.logit()),
+                person: PERSON_SLOPE * (sighting.joint().logit() - settings.believe_both.logit()),
                 other: Score::clamped(rest).logit(),
                 doubtful: false,
             };

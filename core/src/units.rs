@@ -79,6 +79,11 @@ impl Score {
         self.0
     }
 
+    /// The geometric mean with `other`: what two networks say together.
+    pub fn with(self, other: Self) -> Self {
+        Self((self.0 * other.0).sqrt())
+    }
+
     /// Natural logarithm of the odds `p / (1 - p)`, finite: `p` is first kept within
     /// `1e-6..=1 - 1e-6`, so the result lies within about ±13.8.
     pub fn logit(self) -> f32 {

@@ -14,8 +14,7 @@ use serde_json::Value;
 const CLIPS: [(&str, bool, &str); 6] = [
     ("cat_chair", false, "cat"),
     ("cat_yard", false, "cat"),
-    // From above, on a mat: the shipped detector's boxes make it another animal.
-    ("doorcam_cat_on_mat", false, "not certain enough"),
+    ("doorcam_cat_on_mat", false, "cat"),
     ("petdoor_yard_noir", false, "not certain enough"),
     ("dog_field", true, "every proof held"),
     ("puppy_lawn", true, "every proof held"),
@@ -53,9 +52,11 @@ fn shared() -> Option<PathBuf> {
     Some(shared)
 }
 
+/// `mistaken`: clips that stay shut for another reason, and which.
 #[track_caller]
-fn check(shared: &Path, models: &Path) {
+fn check(shared: &Path, models: &Path, mistaken: &[(&str, &str)]) {
     for (clip, opens, word) in CLIPS {
+        let word = mistaken.iter().find(|m| m.0 == clip).map_or(word, |m| m.1);
         let output = Command::new(env!("CARGO_BIN_EXE_pawlatch"))
             .args(["replay", "--json", "--models-dir"])
             .arg(models)
@@ -75,7 +76,9 @@ fn check(shared: &Path, models: &Path) {
 #[test]
 fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
     let Some(shared) = shared() else { return };
-    check(&shared, &root().join("models"));
+    // From above, on a mat, the cat is another animal in the shipped detector's boxes: kept shut,
+    // for the wrong reason.
+    check(&shared, &root().join("models"), &[("doorcam_cat_on_mat", "kept shut: other")]);
 }
 
 #[test]
@@ -83,5 +86,5 @@ fn a_published_detector_does_as_well() {
     let Some(shared) = shared() else { return };
     let dir = tempfile::tempdir().unwrap();
     models(&shared, dir.path());
-    check(&shared, dir.path());
+    check(&shared, dir.path(), &[]);
 }

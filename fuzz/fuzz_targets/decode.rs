@@ -41,7 +41,7 @@ fuzz_target!(|input: (u8, Vec<u32>)| {
         .take(parts)
         .map(Cow::Borrowed)
         .collect();
-    if let Ok(found) = decode(manifest, &outputs) {
+    if let Ok(found) = decode(manifest, manifest.thresholds.score_floor, &outputs) {
         assert!(found.len() <= MAX_DETECTIONS);
         assert!(found.iter().all(|f| f.label < manifest.labels.names.len()));
     }

@@ -53,11 +53,7 @@ fn the_core_stays_pure() {
         "std::fs",
         "std::net",
         "std::env",
-        "thread::spawn",
-        "thread::scope",
-        "thread::sleep",
-        "thread::Builder",
-        "thread::current",
+        "std::thread",
         "std::process",
         "SystemTime",
         "Instant::now",
@@ -73,6 +69,9 @@ fn the_core_stays_pure() {
         if path.file_name().unwrap().to_str().unwrap().contains("test") {
             continue;
         }
+        // Of threads, the kernels may only let others have the core, and ask whether they fail.
+        let code =
+            code.replace("std::thread::yield_now()", "").replace("std::thread::panicking()", "");
         for word in forbidden {
             assert!(!code.contains(word), "{} uses {word}", path.display());
         }

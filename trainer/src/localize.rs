@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::cache::{Frozen, Normalisation};
 use crate::data::augment::stretched;
 use crate::data::{self, Dataset, Scene, Split};
-use crate::detector::score::best_animal;
+use crate::detector::score::{FLOOR, best_animal};
 use crate::evaluate::frame;
 use crate::net::Net;
 use crate::train::{bar, class_log_probs};
@@ -28,8 +28,6 @@ const ENLARGED: [usize; 2] = [2, 3];
 const GRID: usize = 32;
 /// A cell belongs to the box from this share of the way between the weakest and the best cell.
 const SHARE: f32 = 0.5;
-/// Lowest score of a detector's box that is looked at.
-const FLOOR: f32 = 0.02;
 /// The box that costs nothing: this share of the picture's sides, in its middle.
 const MIDDLE: f32 = 0.8;
 
@@ -121,9 +119,8 @@ impl Finder {
                 Ok(found.detections.first().map(|d| d.rect))
             }
             Kind::Detector(detector) => {
-                let floor = pawlatch_core::units::Score::clamped(FLOOR);
                 let frame = frame(picture.clone())?;
-                let found = detector.detect_above(&frame, Rect::WHOLE, floor)?;
+                let found = detector.detect_above(&frame, Rect::WHOLE, FLOOR)?;
                 Ok(best_animal(&found, |_| true).map(|d| d.rect))
             }
             Kind::Sliding(_) | Kind::Windows(_) => {

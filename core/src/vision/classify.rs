@@ -63,14 +63,13 @@ impl ClassifierOutput {
     }
 
     /// Several answers as one: the geometric mean of their probabilities, so that no single view
-    /// decides alone, to the power of [`TOGETHER`]. Unlike anything in training is what every view says is. The embedding is that
-    /// of `self`.
+    /// decides alone, to the power of [`TOGETHER`]. Unlike anything in training is what every view
+    /// says is. The embedding is that of `self`.
     fn joined(mut self, others: &[Self]) -> Self {
-        let views = 1.0 + others.len() as f32;
+        let power = TOGETHER / (1.0 + others.len() as f32);
         let mean = |own: f32, of: &dyn Fn(&Self) -> f32| {
             let log = |p: f32| p.max(1e-6).ln();
-            let logs = log(own) + others.iter().map(|o| log(of(o))).sum::<f32>();
-            (logs / views * if views > 1.0 { TOGETHER } else { 1.0 }).exp()
+            (power * (log(own) + others.iter().map(|o| log(of(o))).sum::<f32>())).exp()
         };
         let masses = Class::ALL.map(|c| mean(self.probs.of(c).get(), &|o| o.probs.of(c).get()));
         self.probs = ClassProbs::from_masses(masses).unwrap_or(self.probs);
@@ -107,9 +106,10 @@ impl Classifier {
         &self.model
     }
 
-    /// Whether one of its labels is of `class`.
-    pub fn knows(&self, class: Class) -> bool {
-        self.model.classes.contains(&class)
+    /// Whether it can say of a box that the detector took for `class` what is in it: of a person's
+    /// only if one of its labels is a person's.
+    pub fn can_judge(&self, class: Class) -> bool {
+        class != Class::Person || self.model.classes.contains(&class)
     }
 
     /// Says what `part` of `frame` shows.
@@ -125,27 +125,25 @@ impl Classifier {
         self.classify_timed(frame, part, framing, &mut |_| {})
     }
 
-    /// Says what `views` of `frame` show, together: each as it is and mirrored.
+    /// Says what `frame` shows, by the whole of it and by `part`, each as it is and mirrored.
     ///
     /// # Errors
     /// As [`Classifier::classify`].
-    pub(super) fn classify_views(
+    pub(super) fn classify_together(
         &mut self,
         frame: &Frame,
-        views: &[(Rect, Framing)],
+        part: Option<Rect>,
     ) -> Result<ClassifierOutput, VisionError> {
-        let mut others = Vec::new();
-        for (part, framing) in views {
-            for mirrored in [false, true] {
-                self.see(frame, *part, *framing, mirrored)?;
-                others.push(self.interpret()?);
-            }
-        }
-        let first = if others.is_empty() {
-            self.classify(frame, Rect::WHOLE, Framing::Whole)?
-        } else {
-            others.remove(0)
+        let mut view = |part, framing, mirrored| {
+            self.see(frame, part, framing, mirrored)?;
+            self.interpret()
         };
+        let first = view(Rect::WHOLE, Framing::Whole, false)?;
+        let mut others = vec![view(Rect::WHOLE, Framing::Whole, true)?];
+        if let Some(part) = part {
+            others.push(view(part, Framing::Crop, false)?);
+            others.push(view(part, Framing::Crop, true)?);
+        }
         Ok(first.joined(&others))
     }
 
@@ -179,7 +177,7 @@ impl Classifier {
         self.model.network.fill(|out| {
             preparer.prepare(frame, part, resize, out)?;
             if mirrored {
-                out.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+                mirror(out, width);
             }
             Ok(())
         })
@@ -214,6 +212,11 @@ impl Classifier {
         let labels = Arc::clone(&self.labels);
         Ok(ClassifierOutput { probs, rejected, embedding, labels, label_probs })
     }
+}
+
+/// Exchanges left and right of planes with rows of `width`.
+pub(super) fn mirror(planes: &mut [f32], width: usize) {
+    planes.chunks_exact_mut(width).for_each(<[f32]>::reverse);
 }
 
 /// Probabilities of labels and of the door's classes.

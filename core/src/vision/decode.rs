@@ -34,14 +34,17 @@ pub struct Found {
 pub struct UnknownLabel(pub f32);
 
 /// The boxes in `outputs`, which are in the order of [`Output::names`] and of the shapes that
-/// docs/models.md describes; best first.
+/// docs/models.md describes, with a score above `floor`; best first.
 ///
 /// # Errors
 /// If a set-prediction network reports a label that `manifest` does not name.
-pub fn decode(manifest: &Manifest, outputs: &[Cow<'_, [f32]>]) -> Result<Vec<Found>, UnknownLabel> {
+pub fn decode(
+    manifest: &Manifest,
+    floor: f32,
+    outputs: &[Cow<'_, [f32]>],
+) -> Result<Vec<Found>, UnknownLabel> {
     let size = [manifest.input.width(), manifest.input.height()];
     let labels = manifest.labels.names.len();
-    let floor = manifest.thresholds.score_floor;
     let mut found = match (&manifest.output, outputs) {
         (Output::Yolox { strides, .. }, [rows]) => yolox(rows, strides, size, labels, floor),
         (Output::NanodetPlus { strides, .. }, [rows]) => {
@@ -407,15 +410,14 @@ mod tests {
             values in vec(value(), 0..900),
             floor in 0.01_f32..0.9,
         ) {
-            let mut manifest = testing::detector(testing::FAMILIES[family]);
-            manifest.thresholds.score_floor = floor;
+            let manifest = testing::detector(testing::FAMILIES[family]);
             let third = values.len() / 3;
             let outputs: Vec<Cow<'_, [f32]>> = match manifest.output.names().len() {
                 1 => vec![Cow::Borrowed(&values)],
                 2 => vec![Cow::Borrowed(&values[..third]), Cow::Borrowed(&values[third..])],
                 _ => values.chunks(third.max(1)).take(3).map(Cow::Borrowed).collect(),
             };
-            let Ok(found) = decode(&manifest, &outputs) else { return Ok(()) };
+            let Ok(found) = decode(&manifest, floor, &outputs) else { return Ok(()) };
             prop_assert!(found.len() <= MAX_DETECTIONS);
             let placed = testing::placement(640, 480);
             for found in found {

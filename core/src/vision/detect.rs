@@ -38,7 +38,7 @@ impl Detector {
     /// # Errors
     /// If the network fails, gives a value that is not finite, or a label without a name.
     pub fn detect(&mut self, frame: &Frame, region: Rect) -> Result<Vec<Detection>, VisionError> {
-        self.detect_timed(frame, region, &mut |_| {})
+        self.detect_above(frame, region, self.floor())
     }
 
     /// As [`Detector::detect`], with a floor other than the manifest's.
@@ -51,17 +51,19 @@ impl Detector {
         region: Rect,
         floor: Score,
     ) -> Result<Vec<Detection>, VisionError> {
-        let own = self.model.manifest.thresholds.score_floor;
-        self.model.manifest.thresholds.score_floor = floor.get();
-        let found = self.detect(frame, region);
-        self.model.manifest.thresholds.score_floor = own;
-        found
+        self.detect_timed(frame, region, floor, &mut |_| {})
+    }
+
+    /// The manifest's floor.
+    pub(super) fn floor(&self) -> Score {
+        Score::clamped(self.model.manifest.thresholds.score_floor)
     }
 
     pub(super) fn detect_timed(
         &mut self,
         frame: &Frame,
         region: Rect,
+        floor: Score,
         lap: &mut dyn FnMut(Stage),
     ) -> Result<Vec<Detection>, VisionError> {
         let resize = self.model.manifest.input.resize;
@@ -71,7 +73,7 @@ impl Detector {
         let values = self.model.run()?;
         let manifest = &self.model.manifest;
         let outputs = values.floats(&manifest.name)?;
-        let found = decode::decode(manifest, &outputs).map_err(|unknown| {
+        let found = decode::decode(manifest, floor.get(), &outputs).map_err(|unknown| {
             VisionError::UnknownLabel { model: manifest.name.clone(), label: unknown.0 }
         })?;
         let detections = found

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::classify::probabilities;
+use super::decode::sigmoid;
 use super::manifest::{Manifest, Output, Resize, Task};
 use super::model::{Model, require_finite};
 use super::network::Network;
@@ -243,7 +244,7 @@ impl Localiser {
                     rect: rect.within(heat.region),
                     class,
                     label: class.name().into(),
-                    score: Score::clamped(1.0 / (1.0 + (-peak).exp())),
+                    score: Score::clamped(sigmoid(peak)),
                 }
             })
             .collect()
@@ -252,18 +253,18 @@ impl Localiser {
     /// Boxes, in fractions of the region, around the connected parts of `odds` (their logarithms)
     /// that reach the manifest's edge, with the peak of each, which reaches its floor.
     fn boxes(&self, heat: &HeatMap, odds: &[f32]) -> Vec<(Rect, f32)> {
-        let log_odds = |p: f32| (p / (1.0 - p)).ln();
         let thresholds = &self.manifest.thresholds;
+        let rim = Score::clamped(thresholds.heat_edge).logit();
         let (wide, high) = (heat.width * ENLARGED, heat.height * ENLARGED);
         let mut fine = enlarge(odds, heat.width, heat.height);
         let mut found: Vec<(Rect, f32)> = Vec::new();
-        let mut floor = log_odds(thresholds.heat_floor);
+        let mut floor = Score::clamped(thresholds.heat_floor).logit();
         while found.len() < MAX_BOXES {
             let Some((seed, peak)) = highest(&fine) else { break };
             if peak < floor {
                 break;
             }
-            let edge = log_odds(thresholds.heat_edge).min(peak - BELOW_PEAK);
+            let edge = rim.min(peak - BELOW_PEAK);
             // What is left around a part is its rim, not another animal.
             floor = floor.max(edge);
             let [x0, y0, x1, y1] = flood(&mut fine, wide, seed, edge);

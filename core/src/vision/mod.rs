@@ -189,7 +189,9 @@ impl Vision {
         lap: &mut dyn FnMut(Stage),
     ) -> Result<Vec<Sighting>, VisionError> {
         let found = match &mut self.finder {
-            Finder::Detector(detector) => detector.detect_timed(frame, region, lap)?,
+            Finder::Detector(detector) => {
+                detector.detect_timed(frame, region, detector.floor(), lap)?
+            }
             Finder::Localiser(localiser) => {
                 localiser.localise_timed(frame, region, lap)?.detections
             }
@@ -201,7 +203,7 @@ impl Vision {
             let person = detection.class == Class::Person;
             let (asked, most) =
                 if person { (&mut persons, MAX_PERSONS) } else { (&mut animals, MAX_CROPS) };
-            let asks = |c: &&mut Classifier| *asked < most && (!person || c.knows(Class::Person));
+            let asks = |c: &&mut Classifier| *asked < most && c.can_judge(detection.class);
             let classification = match self.classifier.as_mut().filter(asks) {
                 Some(classifier) => {
                     *asked += 1;
@@ -217,7 +219,7 @@ impl Vision {
                 None => None,
             };
             let sighting = Sighting { detection, classification };
-            if person && sighting.joint(Class::Person) < PERSON_FLOOR {
+            if person && sighting.joint() < PERSON_FLOOR {
                 continue;
             }
             seen.push(sighting);
@@ -233,13 +235,15 @@ impl Vision {
     /// If a network fails or gives values that are not finite.
     pub fn describe(&mut self, frame: &Frame) -> Result<Option<ClassifierOutput>, VisionError> {
         let Some(classifier) = &mut self.classifier else { return Ok(None) };
-        let mut views = vec![(Rect::WHOLE, Framing::Whole)];
-        if let Finder::Detector(detector) = &mut self.finder {
-            let found = detector.detect_above(frame, Rect::WHOLE, DESCRIBED_FROM)?;
-            let animal = found.iter().find(|d| !matches!(d.class, Class::Person | Class::Nothing));
-            views.extend(animal.map(|d| (d.rect.padded(CROP_PADDING), Framing::Crop)));
-        }
-        classifier.classify_views(frame, &views).map(Some)
+        let found = match &mut self.finder {
+            Finder::Detector(detector) => {
+                detector.detect_above(frame, Rect::WHOLE, DESCRIBED_FROM)?
+            }
+            Finder::Localiser(_) => Vec::new(),
+        };
+        let animal = found.iter().find(|d| !matches!(d.class, Class::Person | Class::Nothing));
+        let part = animal.map(|d| d.rect.padded(CROP_PADDING));
+        classifier.classify_together(frame, part).map(Some)
     }
 
     /// Everything in `frame` that a person may want to know of, best first, each animal or person
@@ -265,9 +269,7 @@ impl Vision {
         let mut named = Vec::new();
         let mut asked = 0;
         for mut thing in one_box_each(found.clone()) {
-            let person = thing.class == Class::Person;
-            let asks =
-                |c: &&mut Classifier| asked < MAX_NAMED && (!person || c.knows(Class::Person));
+            let asks = |c: &&mut Classifier| asked < MAX_NAMED && c.can_judge(thing.class);
             if let Some(classifier) = self.classifier.as_mut().filter(asks) {
                 asked += 1;
                 let crop = thing.rect.padded(CROP_PADDING);
@@ -277,16 +279,18 @@ impl Vision {
                     let said = found.iter().filter(same).filter(|d| d.class == class);
                     // What is not reported was below the floor, not impossible.
                     let detector = said.map(|d| d.score.get()).fold(floor.get() / 2.0, f32::max);
-                    (detector * answer.probs.of(class).get()).sqrt()
+                    Score::clamped(detector).with(answer.probs.of(class))
                 };
-                let all = [Class::Other, Class::Cat, Class::Dog];
-                let classes = if person { &[Class::Person][..] } else { &all[..] };
+                let classes = match thing.class {
+                    Class::Person => &[Class::Person][..],
+                    _ => &[Class::Other, Class::Cat, Class::Dog],
+                };
                 let best = classes.iter().map(|c| (*c, by_both(*c)));
-                if let Some((class, score)) = best.max_by(|a, b| a.1.total_cmp(&b.1)) {
-                    let label = answer.topk(1).first().map(|(label, _)| (*label).to_owned());
-                    let label = label.unwrap_or(thing.label);
-                    thing =
-                        Detection { class, label, score: Score::clamped(score), rect: thing.rect };
+                if let Some((class, score)) = best.max_by(|a, b| a.1.get().total_cmp(&b.1.get())) {
+                    (thing.class, thing.score) = (class, score);
+                }
+                if let Some((label, _)) = answer.topk(1).first() {
+                    thing.label = (*label).to_owned();
                 }
             }
             named.push(thing);

@@ -291,6 +291,9 @@ fn what_a_picture_shows_is_said_of_the_whole_and_of_the_surest_box_together() {
 
 #[test]
 fn a_mirrored_picture_is_described_alike() {
+    let mut planes = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    super::classify::mirror(&mut planes, 3);
+    assert_eq!(planes, [3.0, 2.0, 1.0, 6.0, 5.0, 4.0]);
     let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();
     let mut of = |left: bool| {
         let red = frame(64, 64, |x, y| {

@@ -57,7 +57,7 @@ pub struct ClassifyArgs {
 ///                          the geometric mean of the detector's score and the classifier's
 ///                          probability, and `class` is the one of dog, cat and other that
 ///                          scores most. `label` is the classifier's own most probable label.
-///                          Persons are the detector's alone.
+///                          A person's box stays a person's, with a score of both.
 /// detector only            Its own classes, labels and scores.
 /// classifier only          Boxes around the heat of each class in the classifier's heat map,
 ///                          then as with a detector. Such a classifier finds no persons.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pawlatch_core::sight::Class;
-use pawlatch_core::units::Rect;
+use pawlatch_core::units::{Rect, Score};
 use pawlatch_core::vision::Detector;
 use sha2::{Digest, Sha256};
 
@@ -19,7 +19,7 @@ use crate::train::bar;
 use crate::workers;
 
 /// Lowest score of a teacher that is looked at.
-const FLOOR: f32 = 0.1;
+const FLOOR: Score = Score::clamped(0.1);
 /// Boxes that overlap more than this (IoU) mean the same thing.
 const SAME: f32 = 0.55;
 /// A box agreed on has at least this mean score over all teachers.
@@ -127,16 +127,14 @@ pub fn teach(data: &mut Dataset, teachers: &[PathBuf], except: &[String]) -> Res
 }
 
 fn detector(dir: &Path) -> Result<Detector> {
-    let mut model = load_model(dir)?;
-    model.manifest.thresholds.score_floor = FLOOR;
-    Detector::new(model).with_context(|| format!("{} is no teacher", dir.display()))
+    Detector::new(load_model(dir)?).with_context(|| format!("{} is no teacher", dir.display()))
 }
 
 /// What each teacher finds: class, score, box.
 fn look(detectors: &mut [Detector], file: &Path) -> Result<Vec<Vec<(Class, f32, Rect)>>> {
     let frame = frame(open(file)?)?;
     let found = detectors.iter_mut().map(|d| {
-        let found = d.detect(&frame, Rect::WHOLE)?;
+        let found = d.detect_above(&frame, Rect::WHOLE, FLOOR)?;
         Ok(found.iter().map(|f| (f.class, f.score.get(), f.rect)).collect())
     });
     found.collect::<Result<_>>().with_context(|| file.display().to_string())

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use pawlatch_core::metrics::Rate;
 use pawlatch_core::sight::{Class, Detection};
-use pawlatch_core::units::Rect;
+use pawlatch_core::units::{Rect, Score};
 use pawlatch_core::vision::{Detector, Model};
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::evaluate::{door_class, frame};
 use crate::train::bar;
 
 /// The curve of precision against recall needs the whole range of scores.
-const FLOOR: f32 = 0.02;
+pub(crate) const FLOOR: Score = Score::clamped(0.02);
 /// Sizes reported apart: name, and up to which share of the picture's area.
 const SIZES: [(&str, f32); 3] = [("small", 0.05), ("medium", 0.25), ("large", 1.0)];
 
@@ -99,15 +99,9 @@ struct Picture {
 ///
 /// # Errors
 /// If a picture cannot be used, or there is no boxed picture.
-pub fn score(
-    mut model: Model,
-    data: &Dataset,
-    split: Split,
-    source: Option<&str>,
-) -> Result<Report> {
+pub fn score(model: Model, data: &Dataset, split: Split, source: Option<&str>) -> Result<Report> {
     let name = format!("{} {}", model.manifest.name, model.manifest.version);
     let floor = model.manifest.thresholds.score_floor;
-    model.manifest.thresholds.score_floor = FLOOR;
     let mut detector = Detector::new(model)?;
     let of = |s: &&Scene| s.split == split && source.is_none_or(|name| s.source == name);
     let scenes: Vec<&Scene> = data.scenes.iter().filter(of).collect();
@@ -118,7 +112,7 @@ pub fn score(
     for scene in scenes {
         let frame = frame(data::open(&scene.file)?)?;
         let began = Instant::now();
-        let found = detector.detect(&frame, Rect::WHOLE)?;
+        let found = detector.detect_above(&frame, Rect::WHOLE, FLOOR)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         for label in &scene.exhaustive_for {
             let class = door_class(label)?;

@@ -12,7 +12,7 @@
 //!
 //! Kernels (`conv`, `depthwise`, `map`, `post`, `blocks`) know no tract type; `ops` wraps them and
 //! knows no arithmetic; `rules` and `layout` know both by name only. `unsafe` is confined to the
-//! kernels, `simd`, and the one uninitialised output in `ops`.
+//! kernels, `simd`, `parallel`, and the one uninitialised output in `ops`.
 //!
 //! Threads: the core starts none. Run the whole inference inside a rayon pool to use its threads;
 //! outputs are the same, bit for bit, for any number of them.
