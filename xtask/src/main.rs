@@ -109,6 +109,7 @@ fn main() -> Result<()> {
             run(cargo_command()
                 .args(["test", "--workspace", "--lib", "kernel_tests"])
                 .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
+                .env("PAWLATCH_SLOW_CPU", "yes")
                 .current_dir(&root))
         }
         Cli::Dist(args) => dist::run(&root, &args),

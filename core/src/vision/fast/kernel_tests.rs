@@ -8,8 +8,13 @@ use super::parallel;
 use super::post::Post;
 use super::simd::{Isa, LANES};
 
-/// Random geometries per instruction set; the debug build of Miri gets fewer.
-const CASES: usize = if cfg!(miri) { 12 } else { 3000 };
+/// Random geometries per instruction set; fewer where each takes a hundred times as long: in Miri,
+/// and under valgrind (`cargo xtask memcheck`).
+const CASES: usize = match option_env!("PAWLATCH_SLOW_CPU") {
+    _ if cfg!(miri) => 12,
+    Some(_) => 100,
+    None => 3000,
+};
 
 /// A small generator (Knuth's MMIX), so that every run sees the same cases.
 struct Dice(u64);
