@@ -69,7 +69,7 @@ enum Cli {
     /// writes docs/instructions.json and the table in docs/performance.md.
     ///
     /// Needs a C compiler, qemu-aarch64 with plugins (Debian's qemu-user; the static one of
-    /// qemu-user-static has none) and what `arm` needs. Takes an hour or less.
+    /// qemu-user-static has none) and what `arm` needs. Fourteen emulated inferences a network: long.
     Count {
         /// `pawlatch` for aarch64; built if it is not named.
         #[arg(long)]
