@@ -241,6 +241,43 @@ fn pointwise_convolutions_read_channels_from_any_tensor_in_any_order() {
     }
 }
 
+/// So many weights that they pass in several turns.
+#[test]
+fn deep_pointwise_convolutions_equal_the_loop() {
+    for isa in Isa::available() {
+        let mut dice = Dice(5);
+        for posts in [vec![Post::Clamp(0.0, 6.0), Post::Residual], vec![Post::Silu]] {
+            let (cin, cout, side) = (600 + dice.below(300), 1 + dice.below(60), 7);
+            let geometry = Geometry {
+                cin,
+                cout,
+                groups: 1,
+                input: [side, side],
+                output: [side, side],
+                kernel: [1, 1],
+                stride: [1, 1],
+                dilation: [1, 1],
+                pad: [0, 0],
+            };
+            let case = Case {
+                x: dice.floats(cin * side * side),
+                weights: dice.floats(cout * cin),
+                bias: dice.floats(cout),
+                other: dice.floats(cout * side * side),
+                posts,
+                geometry,
+            };
+            let inputs: Vec<Channel> =
+                (0..cin).map(|channel| Channel { tensor: 0, channel }).collect();
+            let (g, posts) = (case.geometry.clone(), case.posts.clone());
+            let op = Conv::pointwise(isa, g, &inputs, &case.weights, &case.bias, posts);
+            let mut y = vec![f32::NAN; case.geometry.output_len()];
+            op.run(isa, &[&blocked(cin, &case.x)], Some(&blocked(cout, &case.other)), &mut y);
+            check(isa, &case, &y, &case.expected(false));
+        }
+    }
+}
+
 #[test]
 fn max_pooling_of_any_geometry_equals_the_loop() {
     for isa in Isa::available() {
