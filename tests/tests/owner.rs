@@ -256,13 +256,17 @@ fn ask(
 }
 
 /// Everything that changes something from the page.
-const CHANGES: [&str; 14] = [
+const CHANGES: [&str; 18] = [
     "/act/open_once",
     "/act/hold_open",
     "/act/lock",
     "/act/hold_locked",
     "/act/release",
     "/visits/1/label",
+    "/visits/1/enrol",
+    "/animals/take",
+    "/animals/again",
+    "/animals/remove",
     "/rules",
     "/camera",
     "/models/use",
@@ -429,6 +433,9 @@ fn what_is_sent_is_nonsense_and_the_page_lives() {
         "/rules",
         "/camera",
         "/models",
+        "/animals",
+        "/animals/aid?name=%ff",
+        "/animals/pictures/..%2f..%2fx",
         "/%2e%2e/%2e%2e/etc/passwd",
         "/visits/1/pictures/..%2f..%2fx",
         "/events/x",

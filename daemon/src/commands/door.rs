@@ -8,12 +8,15 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
+use pawlatch_core::identity::Gallery;
 
 use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
+use pawlatch::models::InUse;
+use pawlatch::owner::animals::Animals;
 use pawlatch::owner::{Link, Owner, access};
 use pawlatch::panel::Panel;
 use pawlatch::releases::{Probation, Releases};
@@ -69,7 +72,9 @@ fn run_once(
         tracing::info!(model = %m.name, version = %m.version, task = %m.task, sha256 = %m.sha256,
             "model in use");
     }
-    let mut eye = Eye::new(config.gate.clone(), in_use.vision()?);
+    let gallery = gallery(config, &in_use);
+    let roll = gallery.roll().clone();
+    let mut eye = Eye::new(config.gate.clone(), in_use.vision()?.knowing(gallery));
     let pool = config.models.pool().context("cannot start the networks' threads")?;
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
@@ -86,7 +91,7 @@ fn run_once(
     let look_house = Arc::clone(&house);
     let live = Live {
         latch,
-        keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()),
+        keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()).knowing(roll),
         source: camera::open(&config.camera, clock)?,
         look: move |frame: &Frame| {
             if motion.is_active() {
@@ -120,6 +125,26 @@ fn run_once(
         Ended::SourceEnded => tracing::info!("the recording that served as camera is over"),
     }
     Ok(())
+}
+
+/// The animals that can be recognised with the models in use, if a rule depends on it. Whatever
+/// keeps one from being known, the door is locked to it.
+pub(super) fn gallery(config: &Config, in_use: &InUse) -> Gallery {
+    let Some(classifier) = in_use.classifier.as_ref().filter(|_| config.policy.tells_dogs_apart())
+    else {
+        return Gallery::default();
+    };
+    match Animals::open(&config.journal.dir) {
+        Ok(animals) => {
+            let gallery = animals.gallery(classifier);
+            tracing::info!(known = ?gallery.roll().names, "animals that rules can be about");
+            gallery
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the animals cannot be read; every dog is an unknown one");
+            Gallery::default()
+        }
+    }
 }
 
 /// `pawlatch password`: reads the new password from standard input.
