@@ -462,23 +462,6 @@ impl ModelsDir {
         }
     }
 
-    /// Verifies the model called `name` and writes `active.toml` so that it is used for what it
-    /// does; the model of the other kind stays in use unless `alone`. The file is replaced in
-    /// one step: a crash leaves the old or the new one.
-    ///
-    /// # Errors
-    /// If the model cannot be used or the file not be written.
-    pub fn put_in_use(&self, name: &str, alone: bool) -> Result<Entry, ModelsError> {
-        let entry = self.entry(name)?;
-        entry.verify()?;
-        let before = match self.active() {
-            Err(_) if alone => None,
-            active => active?,
-        };
-        self.choose(&entry, before, alone)?;
-        Ok(entry)
-    }
-
     /// Writes `active.toml` so that `entry` is used for what it does, and remembers what was in
     /// use `before`.
     fn choose(

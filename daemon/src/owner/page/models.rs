@@ -1,7 +1,6 @@
 //! Models: which are in use, what was measured of them, adding, choosing and going back.
 
 use std::fs;
-use std::path::Path;
 
 use axum::extract::multipart::Multipart;
 use axum::extract::{Extension, State};
@@ -13,13 +12,11 @@ use pawlatch_core::vision::Manifest;
 use super::form::{Caller, Refusal, Sent, check_ticket};
 use super::login::sentence;
 use super::{Page, Shared, form, layout};
-use crate::models::{ACTIVE_FILE, Entry, InUse, MANIFEST_FILE, ModelsDir};
+use crate::models::{Entry, MANIFEST_FILE, ModelsDir};
 use crate::owner::access::TicketIs;
 
 /// Largest upload, bytes.
 pub(super) const MAX_UPLOAD: usize = 128 << 20;
-/// The choice before the last one, in the models directory.
-const BEFORE_FILE: &str = "active.toml.before";
 
 /// `GET /models`
 pub(super) async fn page(
@@ -32,12 +29,8 @@ pub(super) async fn page(
 async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answer, Refusal> {
     let link = page.house.linked().ok_or(Refusal::Busy)?;
     let models = link.models.clone();
-    let (entries, in_use, before) = page
-        .aside(move || {
-            let before = models.root().join(BEFORE_FILE).is_file();
-            (models.entries(), models.in_use(), before)
-        })
-        .await?;
+    let (entries, in_use, before) =
+        page.aside(move || (models.entries(), models.in_use(), models.has_previous())).await?;
     let active: Vec<String> = in_use
         .as_ref()
         .map(|in_use| in_use.entries().map(|e| e.manifest.sha256.clone()).collect())
@@ -50,7 +43,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
             Ok(entry) => {
                 let chosen = active.contains(&entry.manifest.sha256);
                 let ticket = if chosen { String::new() } else { form::ticket(page, caller)? };
-                card(&entry.manifest, chosen, &ticket)
+                card(&entry.id(), &entry.manifest, chosen, &ticket)
             }
             Err(error) => layout::notice("bad", &sentence(&error.to_string())),
         });
@@ -87,7 +80,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
     ))
 }
 
-fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
+fn card(id: &str, m: &Manifest, in_use: bool, ticket: &str) -> Markup {
     html! {
         section .card {
             h2 { (m.name) " " (m.version) @if in_use { " " span .tag { "in use" } } }
@@ -113,8 +106,9 @@ fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
             @if !in_use {
                 form method="post" action="/models/use" data-fresh {
                     (layout::ticket(ticket))
-                    input type="hidden" name="name" value=(m.name);
-                    button type="submit" aria-label={ "Use it: " (m.name) } { "Use it" }
+                    input type="hidden" name="name" value=(id);
+                    button type="submit" aria-label={ "Use it: " (id) } { "Use it" }
+                    p .hint { "It first sits the exam, about a minute; one that does worse than what is in use is refused." }
                 }
             }
         }
@@ -127,62 +121,18 @@ pub(super) async fn put_in_use(State(page): Shared, sent: Sent) -> Result<Respon
     let models = page.house.linked().ok_or(Refusal::Busy)?.models;
     let name = sent.get("name").to_owned();
     let asked = name.clone();
-    let outcome = page.aside(move || choose(&models, &asked)).await?;
+    let outcome = page.aside(move || models.put_in_use(&asked, false, false)).await?;
+    let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
     answer(&page, &sent.caller, &format!("use model {name}"), outcome).await
-}
-
-/// Uses a model after it was verified together with what stays in use.
-fn choose(models: &ModelsDir, name: &str) -> Result<(), String> {
-    let told = |error: crate::models::ModelsError| error.to_string();
-    let before = models.in_use().ok().map(|in_use| active_text(&in_use));
-    models.put_in_use(name, false).map_err(told)?;
-    // The new choice as a whole must load, or the door could not start.
-    if let Err(error) = models.in_use().and_then(|in_use| in_use.vision()) {
-        if let Some(before) = &before {
-            write(&models.root().join(ACTIVE_FILE), before)?;
-        }
-        return Err(told(error));
-    }
-    before.map_or(Ok(()), |before| write(&models.root().join(BEFORE_FILE), &before))
-}
-
-fn active_text(in_use: &InUse) -> String {
-    let line = |key: &str, entry: &Option<Entry>| {
-        entry.as_ref().map_or(String::new(), |e| format!("{key} = \"{}\"\n", e.manifest.name))
-    };
-    line("classifier", &in_use.classifier) + &line("detector", &in_use.detector)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    let part = path.with_extension("part");
-    fs::write(&part, text)
-        .and_then(|()| fs::File::open(&part)?.sync_all())
-        .and_then(|()| fs::rename(&part, path))
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// `POST /models/back`
 pub(super) async fn roll_back(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
     let sent = sent.checked()?;
     let models = page.house.linked().ok_or(Refusal::Busy)?.models;
-    let outcome = page.aside(move || back(&models)).await?;
+    let outcome = page.aside(move || models.roll_back()).await?;
+    let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
     answer(&page, &sent.caller, "go back to the models before", outcome).await
-}
-
-/// Takes the choice before; what is chosen now becomes the one before.
-fn back(models: &ModelsDir) -> Result<(), String> {
-    let (active, before) = (models.root().join(ACTIVE_FILE), models.root().join(BEFORE_FILE));
-    let wanted =
-        fs::read_to_string(&before).map_err(|_| "there are no models to go back to".to_owned())?;
-    let current = models.in_use().ok().map(|in_use| active_text(&in_use));
-    write(&active, &wanted)?;
-    if let Err(error) = models.in_use().and_then(|in_use| in_use.vision()) {
-        if let Some(current) = &current {
-            write(&active, current)?;
-        }
-        return Err(error.to_string());
-    }
-    current.map_or(Ok(()), |current| write(&before, &current))
 }
 
 /// `POST /models/add`
