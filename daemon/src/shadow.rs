@@ -246,8 +246,8 @@ fn look_on(
     let hashes: Vec<String> = in_use.entries().map(|e| e.manifest.sha256.clone()).collect();
     // What was counted beside other models is another comparison.
     let known = Counts::read(dir).filter(|c| c.candidate == sha256 && c.in_use == hashes);
-    let mut counts = known
-        .unwrap_or_else(|| Counts { candidate: sha256, in_use: hashes, ..Counts::default() });
+    let mut counts =
+        known.unwrap_or_else(|| Counts { candidate: sha256, in_use: hashes, ..Counts::default() });
     counts.write(dir)?;
     let mut network = Network::load(candidate, in_use)?;
     let mut kept_at: Option<Uptime> = None;
@@ -277,6 +277,7 @@ fn look_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pawlatch_core::sight::{ClassProbs, Classification, Detection};
 
     #[test]
     fn what_both_say_is_counted_and_the_threshold_follows_from_what_is_no_dog() {
@@ -308,7 +309,14 @@ mod tests {
         let (cases, taken) = slot();
         let mut shadow = Shadow { cases, region: Rect::WHOLE, shown_at: None };
         let frame = |ms| Frame::from_rgb(vec![0; 3], 1, 1, Uptime::from_millis(ms)).unwrap();
-        let dog = crate::owner::animals::tests_sighting();
+        let detection = Detection {
+            rect: Rect::WHOLE,
+            class: Class::Dog,
+            label: "dog".to_owned(),
+            score: Score::ONE,
+        };
+        let certain = Classification { probs: ClassProbs::certain(Class::Dog), rejected: false };
+        let dog = Sighting { detection, classification: Some(certain), likeness: Vec::new() };
         shadow.show(&frame(0), &[]);
         assert!(matches!(taken.take(Duration::ZERO), Taken::Nothing), "nothing to compare");
         for ms in (0..2_000).step_by(100) {

@@ -174,7 +174,12 @@ fn what_does_worse_in_the_exam_is_refused_and_what_does_as_well_is_not() {
     let error = models.put_in_use("yard@1.1.0", false, false).unwrap_err();
     assert!(matches!(error, AddError::Worse { .. }), "{error}");
     assert_eq!(in_use(&models), "efficientnet_lite0");
+    models.put_in_shadow(Some("yard@1.1.0")).unwrap();
+    assert_eq!(models.shadow().unwrap().unwrap().id(), "yard@1.1.0");
+    assert_eq!(in_use(&models), "efficientnet_lite0", "looking on it is not in use");
+    assert!(models.put_in_shadow(Some("nobody")).is_err());
     models.put_in_use("yard@1.1.0", false, true).unwrap();
+    assert!(models.shadow().unwrap().is_none(), "nor does it look on at itself");
     assert!(models.has_previous());
     models.roll_back().unwrap();
     assert_eq!(in_use(&models), "efficientnet_lite0");

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::identity::Gallery;
+use pawlatch_core::units::Rect;
 
 use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
@@ -20,6 +21,7 @@ use pawlatch::owner::animals::Animals;
 use pawlatch::owner::{Link, Owner, access};
 use pawlatch::panel::Panel;
 use pawlatch::releases::{Probation, Releases};
+use pawlatch::shadow::Shadow;
 use pawlatch::{camera, intent, latch, lines, systemd};
 
 use super::{Common, Outcome, chain};
@@ -82,6 +84,7 @@ fn run_once(
     let (asker, requests) = appliance::requests();
     let panel = panel(config, asker.clone(), clock)?;
     let motion = panel.motion();
+    let mut shadow = shadow(common, config, &in_use, eye.region(), &journal);
     owner.link(Link {
         asker,
         scribe: journal.scribe(),
@@ -102,7 +105,11 @@ fn run_once(
                 look_house.metrics.lap(stage, began.elapsed());
                 began = Instant::now();
             };
-            pool.install(|| eye.look(frame, &mut lap)).map_err(Into::into)
+            let sightings = pool.install(|| eye.look(frame, &mut lap))?;
+            if let Some(shadow) = &mut shadow {
+                shadow.show(frame, &sightings.seen);
+            }
+            Ok(sightings)
         },
         journal,
         intent_path: Some(intent_path),
@@ -125,6 +132,29 @@ fn run_once(
         Ended::SourceEnded => tracing::info!("the recording that served as camera is over"),
     }
     Ok(())
+}
+
+/// The candidate model that looks on, if there is one. Whatever is wrong with it, the door runs.
+fn shadow(
+    common: &Common,
+    config: &Config,
+    in_use: &InUse,
+    region: Rect,
+    journal: &Journal,
+) -> Option<Shadow> {
+    let candidate = common.models_of(&config.models).map(|models| models.shadow());
+    let candidate = match candidate {
+        Ok(Ok(candidate)) => candidate?,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the candidate model cannot look on");
+            return None;
+        }
+        Err(_) => return None,
+    };
+    tracing::info!(model = %candidate.id(), "looks on beside the models in use");
+    let (dir, scribe) = (config.journal.dir.clone(), journal.scribe());
+    let started = Shadow::start(candidate, in_use.clone(), region, dir, scribe);
+    started.map_err(|error| tracing::warn!(%error, "the candidate model cannot look on")).ok()
 }
 
 /// The animals that can be recognised with the models in use, if a rule depends on it. Whatever

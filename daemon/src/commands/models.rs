@@ -1,4 +1,4 @@
-//! `model list|verify|use|add|fetch|rollback|pack`.
+//! `model list|verify|use|shadow|add|fetch|rollback|pack`.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -35,6 +35,14 @@ pub enum ModelCommand {
     ///
     /// The file must have the SHA-256 that this program knows.
     Fetch(FetchArgs),
+    /// Have a model look on beside those in use: it is compared, and decides nothing.
+    ///
+    /// The page shows where they disagree. Without a name, none looks on any longer.
+    Shadow {
+        /// Which model.
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Go back to the models that were in use before.
     Rollback,
     /// Make a bundle of a model directory.
@@ -161,6 +169,14 @@ pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
             })?;
             let (url, permit) = (args.url.as_deref(), args.permit.permit());
             added(&common.models()?.fetch(model, url, permit, &mut tell_step)?, common)
+        }
+        ModelCommand::Shadow { name } => {
+            common.models()?.put_in_shadow(name.as_deref())?;
+            say(&match name {
+                Some(name) => format!("{name} looks on beside the models in use; restart the door"),
+                None => "no model looks on; restart the door".to_owned(),
+            })?;
+            Ok(Outcome::Done)
         }
         ModelCommand::Rollback => {
             let in_use = common.models()?.roll_back()?;

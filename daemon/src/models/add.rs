@@ -273,6 +273,7 @@ impl ModelsDir {
         };
         in_use.entries().try_for_each(|entry| entry.verify().map(|_| ()))?;
         in_use.vision()?;
+        now.shadow = None;
         before.previous = Some(Box::new(now));
         self.write_active(&before)?;
         Ok(in_use)
@@ -354,7 +355,8 @@ impl ModelsDir {
     fn prune(&self) -> Result<(), AddError> {
         let active = self.active()?.unwrap_or_default();
         let previous = active.previous.as_deref().cloned().unwrap_or_default();
-        let kept = [active.classifier, active.detector, previous.classifier, previous.detector];
+        let Active { classifier, detector, shadow, .. } = active;
+        let kept = [classifier, detector, shadow, previous.classifier, previous.detector];
         for entry in self.entries()?.into_iter().flatten() {
             let id = entry.id();
             if id.contains('@') && !kept.iter().flatten().any(|kept| *kept == id) {

@@ -211,6 +211,8 @@ fn router(page: Arc<Page>) -> Router {
         .route("/camera", get(camera::page).post(camera::save))
         .route("/models", get(models::page))
         .route("/models/use", post(models::put_in_use))
+        .route("/models/shadow", post(models::look_on))
+        .route("/models/shadow/{id}", get(models::disagreement))
         .route("/models/back", post(models::roll_back))
         .route("/models/add", post(models::add).layer(DefaultBodyLimit::max(models::MAX_UPLOAD)))
         .route("/health", get(health::page))

@@ -2,21 +2,33 @@
 
 use std::fs;
 
+use axum::body::Bytes;
 use axum::extract::multipart::Multipart;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use pawlatch_core::frame::Frame;
+use pawlatch_core::units::Uptime;
 use pawlatch_core::vision::Manifest;
 
 use super::form::{Caller, Refusal, Sent, check_ticket};
+use super::live::{as_jpeg, with_boxes};
 use super::login::sentence;
 use super::{Page, Shared, form, layout};
-use crate::models::{Entry, MANIFEST_FILE, ModelsDir};
+use crate::journal::Archive;
+use crate::models::{Entry, MANIFEST_FILE, ModelsDir, read_limited};
 use crate::owner::access::TicketIs;
+use crate::owner::house::Link;
+use crate::shadow::Counts;
 
 /// Largest upload, bytes.
 pub(super) const MAX_UPLOAD: usize = 128 << 20;
+/// Disagreements that are shown, and the longest side of their pictures, pixels.
+const MAX_SHOWN: usize = 24;
+const SHOWN_SIDE: u32 = 480;
+/// Largest picture that is read, bytes.
+const MAX_PICTURE: u64 = 32 << 20;
 
 /// `GET /models`
 pub(super) async fn page(
@@ -48,6 +60,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
             Err(error) => layout::notice("bad", &sentence(&error.to_string())),
         });
     }
+    let beside = beside(page, caller, &link).await?;
     let add = form::ticket(page, caller)?;
     Ok(layout::page(
         "/models",
@@ -66,6 +79,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
                 }
             }
             @for card in cards { (card) }
+            (beside)
             form .card method="post" action="/models/add" enctype="multipart/form-data" {
                 h2 { "Add a model" }
                 p { "As the trainer makes it: a manifest and its ONNX file. It is verified and run once; it is not used until you say so." }
@@ -98,7 +112,7 @@ fn card(id: &str, m: &Manifest, in_use: bool, ticket: &str) -> Markup {
                     thead { tr { th scope="col" { "Figure" } th .number scope="col" { "Value" } th scope="col" { "On" } } }
                     tbody {
                         @for metric in &m.metrics {
-                            tr { td { (metric.name.replace('_', " ")) } td .number { (metric.value) } td { (metric.data) } }
+                            tr { td { (metric.name.replace('_', " ")) } td .number { (format!("{:.4}", metric.value)) } td { (metric.data) } }
                         }
                     }
                 }
@@ -107,12 +121,100 @@ fn card(id: &str, m: &Manifest, in_use: bool, ticket: &str) -> Markup {
                 form method="post" action="/models/use" data-fresh {
                     (layout::ticket(ticket))
                     input type="hidden" name="name" value=(id);
-                    button type="submit" aria-label={ "Use it: " (id) } { "Use it" }
-                    p .hint { "It first sits the exam, about a minute; one that does worse than what is in use is refused." }
+                    p .buttons {
+                        button type="submit" aria-label={ "Use it: " (id) } { "Use it" }
+                        button type="submit" formaction="/models/shadow" aria-label={ "Let it look on: " (id) } { "Let it look on" }
+                    }
+                    p .hint { "In use only if it passes the exam: about a minute; one that does worse than what is in use is refused. Looking on it is compared and decides nothing." }
                 }
             }
         }
     }
+}
+
+/// How the candidate that looks on compares, with the pictures on which it disagrees.
+async fn beside(page: &Page, caller: &Caller, link: &Link) -> Result<Markup, Refusal> {
+    let (models, dir) = (link.models.clone(), page.house.state_dir.clone());
+    let found = page
+        .aside(move || {
+            let candidate = models.shadow().ok().flatten()?;
+            let sha256 = candidate.manifest.sha256.clone();
+            let counts = Counts::read(&dir).filter(|counts| counts.candidate == sha256);
+            let archive = Archive::open(&dir);
+            let shown = archive.and_then(|a| a.disagreements(&sha256, MAX_SHOWN));
+            Some((candidate.id(), counts.unwrap_or_default(), shown.unwrap_or_default()))
+        })
+        .await?;
+    let Some((id, counts, shown)) = found else { return Ok(html! {}) };
+    let ticket = form::ticket(page, caller)?;
+    let percent = |score: f32| format!("{:.0} %", 100.0 * score);
+    Ok(html! {
+        section .card {
+            h2 { (id) " looks on" }
+            dl .facts {
+                div { dt { "Agreed" } dd { (counts.agreed) } }
+                div { dt { "It alone saw a dog" } dd { (counts.more) } }
+                div { dt { "It alone saw none" } dd { (counts.less) } }
+            }
+            @match counts.proposal() {
+                Some(p) => p {
+                    "Taking the models in use for right, its threshold would be "
+                    strong { (percent(p.threshold.get())) } ": " (p.mistaken.0) " of " (p.mistaken.1)
+                    " pictures without a dog are at or above it, " (p.missed.0) " of " (p.missed.1)
+                    " of a dog below."
+                },
+                None => p .hint { "Not enough was seen yet to propose a threshold." },
+            }
+            @if !shown.is_empty() {
+                div .film tabindex="0" role="group" aria-label="Where they disagree, newest first" {
+                    @for one in &shown {
+                        figure {
+                            a href={ "/visits/" (one.approach) } {
+                                img src={ "/models/shadow/" (one.id) } width="320" height="240" loading="lazy"
+                                    alt={ "Dog: in use " (percent(one.in_use_says)) ", looking on " (percent(one.candidate_says)) };
+                            }
+                            figcaption { "Dog: in use " (percent(one.in_use_says)) ", looking on " (percent(one.candidate_says)) }
+                        }
+                    }
+                }
+            }
+            form method="post" action="/models/shadow" data-fresh {
+                (layout::ticket(&ticket))
+                button type="submit" { "No longer look on" }
+            }
+        }
+    })
+}
+
+/// `GET /models/shadow/{id}`: the picture of a disagreement.
+pub(super) async fn disagreement(
+    State(page): Shared,
+    UrlPath(id): UrlPath<i64>,
+) -> Result<Response, Refusal> {
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let sha256 = page
+        .aside(move || models.shadow().ok().flatten().map(|entry| entry.manifest.sha256))
+        .await?
+        .ok_or(Refusal::NotFound)?;
+    let shown = page.read(move |archive| archive.disagreements(&sha256, MAX_SHOWN)).await?;
+    let one = shown.into_iter().find(|one| one.id == id).ok_or(Refusal::NotFound)?;
+    let drawn = page.aside(move || {
+        let bytes = read_limited(&one.path, MAX_PICTURE).ok()?;
+        let frame = Frame::decode(bytes, Uptime::ZERO).ok()?;
+        with_boxes(&frame, None, SHOWN_SIDE)
+    });
+    Ok(as_jpeg(Bytes::from(drawn.await?.ok_or(Refusal::NotFound)?)))
+}
+
+/// `POST /models/shadow`: lets a model look on, or none.
+pub(super) async fn look_on(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
+    let sent = sent.checked()?;
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let name = Some(sent.get("name").to_owned()).filter(|name| !name.is_empty());
+    let asked = name.clone();
+    let outcome = page.aside(move || models.put_in_shadow(asked.as_deref())).await?;
+    let what = format!("let {} look on", name.as_deref().unwrap_or("no model"));
+    answer(&page, &sent.caller, &what, outcome.map_err(|error| error.to_string())).await
 }
 
 /// `POST /models/use`
