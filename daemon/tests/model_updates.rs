@@ -79,7 +79,7 @@ fn an_added_model_is_in_use_until_rolled_back_and_only_two_are_kept() {
     models.roll_back().unwrap();
     assert_eq!(in_use(&models), "yard@1.3.0", "and forth");
     // The shipped one can be chosen as ever, and is what comes before the next.
-    models.put_in_use("efficientnet_lite0", false, false).unwrap();
+    models.put_in_use("efficientnet_lite0", false, true).unwrap();
     models.roll_back().unwrap();
     assert_eq!(in_use(&models), "yard@1.3.0");
     assert!(!dir.path().join(".staging").exists());
