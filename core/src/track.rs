@@ -267,7 +267,8 @@ impl Track {
         self.other = sum(self.other, ratio.other);
         let doubted = if ratio.doubtful { 1.0 } else { 0.0 };
         self.doubt = if self.frames == 0 { doubted } else { 0.75 * self.doubt + 0.25 * doubted };
-        if !sighting.likeness.is_empty() {
+        // A second look at the same moment has no weight, and a mean of nothing is no number.
+        if !sighting.likeness.is_empty() && weight > 0.0 {
             self.compare(&sighting.likeness, weight);
         }
         self.rect = sighting.detection.rect;
