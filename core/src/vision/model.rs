@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::VisionError;
-use super::fast::{Arithmetic, Dot, Isa, Ranges};
+use super::fast::{Arithmetic, Dot, Isa};
 use super::manifest::{Manifest, Task};
 use super::network::{Mode, Network, Outputs};
 use super::{decode, onnx};

@@ -16,6 +16,7 @@ use pawlatch_core::gate::GateSettings;
 use pawlatch_core::policy::Policy;
 use pawlatch_core::track::{ErrorBudget, TrackSettings};
 use pawlatch_core::units::Score;
+use pawlatch_core::vision::Precision;
 
 pub use keys::{documentation, sample};
 pub use layers::ConfigError;

@@ -46,13 +46,13 @@ impl Watch {
         together(|| {
             state.run_plan_with_eval(inputs, |context, state, node, inputs| {
                 let outputs = plan::eval(context, state, node, inputs)?;
-                if let Some(channels) = self.channels.get(&node.name) {
-                    if let Some(seen) = extremes(&outputs[0], *channels)? {
-                        let range = self.ranges.entry(node.name.clone()).or_insert(seen);
-                        *range = [range[0].min(seen[0]), range[1].max(seen[1])];
-                    }
+                if let Some(channels) = self.channels.get(&node.name)
+                    && let Some(seen) = extremes(&outputs[0], *channels)?
+                {
+                    let range = self.ranges.entry(node.name.clone()).or_insert(seen);
+                    *range = [range[0].min(seen[0]), range[1].max(seen[1])];
                 }
-                Ok(outputs)
+                TractResult::Ok(outputs)
             })
         })
     }
