@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Relock, Verdict, Whom};
 use crate::frame::PictureHealth;
+use crate::identity::Roll;
 use crate::policy::Policy;
 use crate::sight::Class;
 use crate::track::{ErrorBudget, Track};
@@ -246,6 +247,11 @@ pub enum ProofKind {
     Agreement,
     /// No cat was here a moment ago. Value and limit: seconds the memory still lasts.
     NoRefusal,
+    /// It is settled which dog it is, be it an unknown one. Only where a rule depends on it.
+    /// Value and limit: likeness to the likeliest animal.
+    Identity,
+    /// No other dog in view that may not come in. Only where a rule tells dogs apart.
+    NoOtherDog,
 }
 
 /// A proof with its value and the limit it was held against.
@@ -261,7 +267,7 @@ pub struct Proof {
     /// The limit, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<f32>,
-    /// In words, where it does not hold.
+    /// In words, where it does not hold; of an identity also where it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub words: Option<String>,
 }
@@ -412,6 +418,13 @@ pub struct Door {
     state: State,
     /// Whether the owner wants the door locked until released; outlives every other state.
     hold_locked: bool,
+    /// The animals that can be recognised.
+    #[serde(default, skip_serializing_if = "Roll::is_empty")]
+    roll: Roll,
+    /// Every animal that the dog for whom the door was opened last may be, where a rule depends
+    /// on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    let_in: Option<Vec<String>>,
     /// How the approach that is under way has gone so far.
     approach: Option<Verdict>,
     /// When something was last there.
@@ -439,6 +452,8 @@ impl Door {
             policy,
             state: State::Starting { since: now },
             hold_locked,
+            roll: Roll { names: Vec::new(), needed: 0.0 },
+            let_in: None,
             approach: None,
             last_busy: now,
             last_cat: None,
@@ -446,6 +461,12 @@ impl Door {
             latch_amiss: None,
             started: now,
         }
+    }
+
+    /// With animals that rules can be about. Without, every dog is an unknown one.
+    #[must_use]
+    pub fn knowing(self, roll: Roll) -> Self {
+        Self { roll, ..self }
     }
 
     /// Where the door stands.

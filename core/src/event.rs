@@ -12,7 +12,7 @@ use crate::sight::Class;
 use crate::units::Uptime;
 
 /// Version of this vocabulary, stored beside every recorded event.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Something that happened, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,16 @@ pub enum What {
     ApproachEnded {
         /// How it ended.
         verdict: Verdict,
+    },
+    /// It was settled which dog it is, where a rule depends on it; told right before what was
+    /// decided.
+    Recognised {
+        /// Every animal it may be. Empty: an unknown dog.
+        animals: Vec<String>,
+        /// How like the likeliest animal it is, `-1..=1`.
+        likeness: f32,
+        /// Likeness from which a dog is taken for an animal.
+        needed: f32,
     },
     /// The latch was told to unlock.
     Opened {
@@ -192,6 +202,14 @@ impl Fault {
     }
 }
 
+/// Whom a dog is taken for, in words: "looks like Rex 0.83, 0.78 needed".
+pub fn recognised(animals: &[String], likeness: f32, needed: f32) -> String {
+    match animals {
+        [] => format!("an unknown dog: likeness {likeness:.2}, {needed:.2} needed"),
+        names => format!("looks like {} {likeness:.2}, {needed:.2} needed", names.join(" or ")),
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
@@ -206,6 +224,12 @@ impl fmt::Display for Event {
             What::Opened { whom: Whom::Dog } => f.write_str("unlocked for the dog"),
             What::Opened { whom: Whom::Owner } => f.write_str("unlocked by the owner"),
             What::Opened { whom: Whom::Leaving } => f.write_str("unlocked to let somebody out"),
+            What::Recognised { animals, likeness, needed } => {
+                f.write_str(&recognised(animals, *likeness, *needed))
+            }
+            What::Refused { class: Class::Dog } => {
+                f.write_str("kept shut: a dog that may not come in")
+            }
             What::Refused { class } => write!(f, "kept shut: {class}"),
             What::Passing => f.write_str("somebody is passing"),
             What::Relocking { why } => f.write_str(match why {

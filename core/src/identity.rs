@@ -4,6 +4,11 @@
 //! as like an animal as the mean cosine of its embedding with the nearest few of the animal's
 //! own; from a threshold on it is taken for that animal. The threshold follows from a wanted
 //! false-match rate, measured on animals that were never enrolled.
+//!
+//! At the door the eye holds every dog it sees against the [`Gallery`] and writes down how like
+//! each animal it is; the track takes the mean over its frames, and the door, which knows only
+//! the [`Roll`], decides. So a recording holds names and likenesses, not what an animal looks
+//! like.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,27 +52,66 @@ pub fn likeness(picture: &Embedding, enrolled: &[Embedding]) -> f32 {
     cosines.iter().sum::<f32>() / cosines.len() as f32
 }
 
-/// Who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Number of the animal; `None`: none of them.
-    pub animal: Option<usize>,
-    /// How like the likeliest animal the pictures are, their mean.
-    pub likeness: f32,
+/// The animals that can be recognised, in the order of the likenesses in a sighting, and what it
+/// takes to be taken for one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Roll {
+    /// Their names, no two alike.
+    pub names: Vec<String>,
+    /// Likeness from which a dog is taken for an animal, `-1..=1`.
+    pub needed: f32,
 }
 
-/// Who is in `pictures` of one visit, given each animal's embeddings: the likeliest animal, if it
-/// is likely enough. `None` without pictures or animals.
-pub fn who(pictures: &[Embedding], animals: &[Vec<Embedding>], threshold: f32) -> Option<Answer> {
-    if pictures.is_empty() {
-        return None;
+impl Roll {
+    /// Whether nobody can be recognised.
+    pub const fn is_empty(&self) -> bool {
+        self.names.is_empty()
     }
-    let mean = |enrolled: &Vec<Embedding>| {
-        pictures.iter().map(|p| likeness(p, enrolled)).sum::<f32>() / pictures.len() as f32
-    };
-    let likenesses = animals.iter().map(mean).enumerate();
-    let (best, likeness) = likenesses.max_by(|a, b| a.1.total_cmp(&b.1))?;
-    Some(Answer { animal: (likeness >= threshold).then_some(best), likeness })
+
+    /// Every animal that a dog with these likenesses may be: none of them makes it an unknown
+    /// dog, several leave open which it is. Likenesses to other animals than these say nothing.
+    pub fn candidates(&self, likenesses: &[f32]) -> Vec<String> {
+        if likenesses.len() != self.names.len() {
+            return Vec::new();
+        }
+        let named = self.names.iter().zip(likenesses);
+        named.filter(|(_, l)| **l >= self.needed).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The animal that these likenesses are nearest to, and how near; `None` without any.
+    pub fn likeliest(&self, likenesses: &[f32]) -> Option<(&str, f32)> {
+        let named = self.names.iter().zip(likenesses);
+        let best = named.max_by(|a, b| a.1.total_cmp(b.1));
+        best.map(|(name, likeness)| (name.as_str(), *likeness))
+    }
+}
+
+/// What the animals of a [`Roll`] look like to one network.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Gallery {
+    roll: Roll,
+    /// In the order of the roll's names.
+    enrolled: Vec<Vec<Embedding>>,
+}
+
+impl Gallery {
+    /// Animals with their embeddings; `needed` is the likeness from which a dog is taken for one.
+    pub fn new(animals: impl IntoIterator<Item = (String, Vec<Embedding>)>, needed: f32) -> Self {
+        let (names, enrolled) = animals.into_iter().unzip();
+        Self { roll: Roll { names, needed }, enrolled }
+    }
+
+    /// Who is in it.
+    pub const fn roll(&self) -> &Roll {
+        &self.roll
+    }
+
+    /// How like each animal something with these `features` is; empty if nobody is enrolled or
+    /// the features are none.
+    pub fn likenesses(&self, features: &[f32]) -> Vec<f32> {
+        let Some(picture) = Embedding::of(features) else { return Vec::new() };
+        self.enrolled.iter().map(|enrolled| likeness(&picture, enrolled)).collect()
+    }
 }
 
 /// A threshold and what it is worth, measured with one network.
@@ -123,16 +167,25 @@ mod tests {
     }
 
     #[test]
-    fn the_likeliest_animal_is_the_answer_only_if_it_is_like_enough() {
-        let rex = vec![embedding([1.0, 0.0, 0.0]), embedding([0.9, 0.1, 0.0])];
-        let bella = vec![embedding([0.0, 1.0, 0.0])];
-        let animals = [rex, bella];
-        let seen = [embedding([0.1, 1.0, 0.0])];
-        assert_eq!(who(&seen, &animals, 0.9).unwrap().animal, Some(1));
-        assert_eq!(who(&[embedding([0.0, 0.0, 1.0])], &animals, 0.9).unwrap().animal, None);
-        assert_eq!(who(&[], &animals, 0.9), None);
-        assert_eq!(who(&seen, &[], 0.9), None);
-        assert_eq!(who(&seen, &[Vec::new()], 0.0).unwrap().animal, None, "nothing enrolled");
+    fn whoever_is_like_enough_may_be_it_and_whoever_is_like_nobody_is_unknown() {
+        let gallery = Gallery::new(
+            [
+                ("Rex".to_owned(), vec![embedding([1.0, 0.0, 0.0])]),
+                ("Bella".to_owned(), vec![embedding([0.9, 0.4, 0.0])]),
+                ("Nobody's".to_owned(), Vec::new()),
+            ],
+            0.9,
+        );
+        let roll = gallery.roll();
+        let seen = |features: [f32; 3]| roll.candidates(&gallery.likenesses(&features));
+        assert_eq!(seen([0.9, -0.2, 0.0]), ["Rex"]);
+        assert_eq!(seen([1.0, 0.2, 0.0]), ["Rex", "Bella"], "which of them is not said");
+        assert!(seen([0.0, 0.0, 1.0]).is_empty());
+        assert_eq!(gallery.likenesses(&[f32::NAN; 3]), [0.0; 0]);
+        assert!(roll.candidates(&[1.0]).is_empty(), "likenesses to other animals");
+        let (name, likeness) = roll.likeliest(&gallery.likenesses(&[0.0, 1.0, 1.0])).unwrap();
+        assert!(name == "Bella" && likeness < 0.9);
+        assert_eq!(Roll::default().likeliest(&[]), None);
     }
 
     #[test]

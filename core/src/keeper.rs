@@ -10,6 +10,7 @@ use crate::door::{
     Decision, Door, DoorSettings, JournalHealth, LatchReport, Observation, Request, VisionHealth,
 };
 use crate::frame::PictureHealth;
+use crate::identity::Roll;
 use crate::policy::{ClockWatch, Policy};
 use crate::sight::Sightings;
 use crate::track::{Track, TrackSettings, Tracker};
@@ -65,6 +66,13 @@ impl Keeper {
             frame_at: None,
             picture: PictureHealth::Good,
         }
+    }
+
+    /// With animals that rules can be about; the sightings must hold how like each of them a dog
+    /// is, in this order.
+    #[must_use]
+    pub fn knowing(self, roll: Roll) -> Self {
+        Self { door: self.door.knowing(roll), ..self }
     }
 
     /// Takes in what was perceived and decides.

@@ -1,5 +1,6 @@
 //! Who may pass when: rules with schedules in local time. Deny beats allow.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::civil::{Time, Weekday};
@@ -88,6 +89,84 @@ impl Schedule {
     }
 }
 
+/// Longest name of an animal, characters.
+pub const MAX_ANIMAL_NAME: usize = 30;
+
+/// Whom a rule is about: `dog` (whichever), `cat`, `person`, `other`, `dog:NAME` (one of the
+/// animals of the house) or `unknown dog`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Who {
+    /// Whoever is of this class.
+    Class(Class),
+    /// The dog of this name.
+    Animal(String),
+    /// A dog that is not recognised. The camera sees who wants in, so this is about coming in
+    /// only, whatever the rule says.
+    UnknownDog,
+}
+
+/// How a rule about an animal begins.
+const ANIMAL: &str = "dog:";
+const UNKNOWN_DOG: &str = "unknown dog";
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Class(class) => f.write_str(class.name()),
+            Self::Animal(name) => write!(f, "{ANIMAL}{name}"),
+            Self::UnknownDog => f.write_str(UNKNOWN_DOG),
+        }
+    }
+}
+
+impl From<Who> for String {
+    fn from(who: Who) -> Self {
+        who.to_string()
+    }
+}
+
+impl TryFrom<String> for Who {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text == UNKNOWN_DOG {
+            return Ok(Self::UnknownDog);
+        }
+        if let Some(name) = text.strip_prefix(ANIMAL) {
+            let sound = is_animal_name(name);
+            return sound.then(|| Self::Animal(name.to_owned())).ok_or_else(|| {
+                format!("`{text}` names no animal; expected dog:NAME, up to {MAX_ANIMAL_NAME} characters")
+            });
+        }
+        let class = Class::ALL.into_iter().find(|class| class.name() == text);
+        class.map(Self::Class).ok_or_else(|| {
+            format!(
+                "`{text}` is nobody a rule can be about; expected dog, dog:NAME, unknown dog, cat, \
+                 person or other"
+            )
+        })
+    }
+}
+
+/// Whether `name` can be an animal's: on one line, without spaces around it, not too long.
+pub fn is_animal_name(name: &str) -> bool {
+    let length = name.chars().count();
+    (1..=MAX_ANIMAL_NAME).contains(&length)
+        && name.trim() == name
+        && !name.contains(char::is_control)
+}
+
+/// Who wants to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// Somebody of this class; which animal it is nobody asks, or nobody can tell.
+    Any(Class),
+    /// The dog of this name.
+    Known(&'a str),
+    /// A dog that is not recognised.
+    Unknown,
+}
+
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,7 +174,7 @@ pub struct Rule {
     /// What the owner calls it; it is shown as the reason.
     pub name: String,
     /// Whom it is about.
-    pub who: Class,
+    pub who: Who,
     /// Which ways; empty means both.
     #[serde(default)]
     pub ways: Vec<Way>,
@@ -103,6 +182,26 @@ pub struct Rule {
     pub effect: Effect,
     /// When; always if absent.
     pub when: Option<Schedule>,
+}
+
+impl Rule {
+    /// Whether it says something of `who` going `way`. What is denied to one animal is denied to
+    /// whoever may be that one: a dog that is not recognised, and everybody inside, whom the
+    /// camera does not see.
+    fn is_about(&self, who: Subject<'_>, way: Way) -> bool {
+        let wanted = self.ways.is_empty() || self.ways.contains(&way);
+        wanted
+            && match (&self.who, who) {
+                (Who::Class(class), Subject::Any(asked)) => *class == asked,
+                (Who::Class(class), Subject::Known(_) | Subject::Unknown) => *class == Class::Dog,
+                (Who::Animal(name), Subject::Known(known)) => name == known,
+                (Who::Animal(_), Subject::Unknown | Subject::Any(Class::Dog)) => {
+                    self.effect == Effect::Deny
+                }
+                (Who::UnknownDog, Subject::Unknown) => way == Way::In,
+                (Who::Animal(_) | Who::UnknownDog, _) => false,
+            }
+    }
 }
 
 /// What the rules say.
@@ -137,7 +236,7 @@ impl Default for Policy {
     fn default() -> Self {
         let rule = Rule {
             name: "dogs".to_owned(),
-            who: Class::Dog,
+            who: Who::Class(Class::Dog),
             ways: Vec::new(),
             effect: Effect::Allow,
             when: None,
@@ -160,9 +259,8 @@ impl Policy {
     /// What the rules say about `who` going `way` at `wall`, the local time, or `None` if the
     /// clock cannot be trusted. Leaving is free unless a rule denies it; coming in needs a rule
     /// that allows it. A deny that would need the clock counts as unknown, never as absent.
-    pub fn ruling(&self, who: Class, way: Way, wall: Option<&ZonedDateTime>) -> Ruling {
-        let about =
-            |rule: &&Rule| rule.who == who && (rule.ways.is_empty() || rule.ways.contains(&way));
+    pub fn ruling(&self, who: Subject<'_>, way: Way, wall: Option<&ZonedDateTime>) -> Ruling {
+        let about = |rule: &&Rule| rule.is_about(who, way);
         let holds = |rule: &Rule| match (&rule.when, wall) {
             (None, _) => Some(true),
             (Some(schedule), Some(wall)) => Some(schedule.holds(wall)),
@@ -189,6 +287,58 @@ impl Policy {
             _ if allowed => Ruling::Allowed,
             _ => Ruling::NotAllowed,
         }
+    }
+}
+
+impl Policy {
+    /// Whether it matters which dog it is.
+    pub fn tells_dogs_apart(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.who, Who::Animal(_) | Who::UnknownDog))
+    }
+
+    /// What the rules say about a dog that may be any of `candidates`, or is unknown if there are
+    /// none: it may pass only if each of them may.
+    pub fn ruling_for_dog(
+        &self,
+        candidates: &[String],
+        way: Way,
+        wall: Option<&ZonedDateTime>,
+    ) -> Ruling {
+        if candidates.is_empty() {
+            return self.ruling(Subject::Unknown, way, wall);
+        }
+        let rulings = candidates.iter().map(|name| self.ruling(Subject::Known(name), way, wall));
+        rulings.fold(Ruling::Allowed, |so_far, next| match so_far {
+            Ruling::Allowed => next,
+            worse => worse,
+        })
+    }
+
+    /// What the rules say about dogs before one is there: allowed if any may pass, one of the
+    /// animals in `names`, one that a rule names, or an unknown one.
+    pub fn ruling_for_dogs(
+        &self,
+        names: &[String],
+        way: Way,
+        wall: Option<&ZonedDateTime>,
+    ) -> Ruling {
+        if !self.tells_dogs_apart() {
+            return self.ruling(Subject::Any(Class::Dog), way, wall);
+        }
+        let named = self.rules.iter().filter_map(|rule| match &rule.who {
+            Who::Animal(name) => Some(name),
+            Who::Class(_) | Who::UnknownDog => None,
+        });
+        let rulings = named.chain(names).map(|name| self.ruling(Subject::Known(name), way, wall));
+        // Of what keeps everybody out, what may change with the clock tells more.
+        let weight = |ruling: &Ruling| match ruling {
+            Ruling::Allowed => 3,
+            Ruling::ClockNeeded { .. } => 2,
+            Ruling::Denied { .. } => 1,
+            Ruling::NotAllowed => 0,
+        };
+        let unknown = self.ruling(Subject::Unknown, way, wall);
+        rulings.fold(unknown, |best, next| if weight(&next) > weight(&best) { next } else { best })
     }
 }
 
@@ -239,7 +389,7 @@ mod tests {
     fn rule(effect: Effect, ways: &[Way], when: Option<(&str, &str, &[Day])>) -> Rule {
         Rule {
             name: "rule".to_owned(),
-            who: Class::Dog,
+            who: Who::Class(Class::Dog),
             ways: ways.to_vec(),
             effect,
             when: when.map(|(from, to, days)| Schedule {
@@ -261,7 +411,7 @@ mod tests {
     fn deny_beats_allow_in_any_order() {
         let mut rules = vec![rule(Effect::Deny, &[], None), rule(Effect::Allow, &[], None)];
         for _ in 0..2 {
-            let ruling = Policy::new(rules.clone()).ruling(Class::Dog, Way::In, None);
+            let ruling = Policy::new(rules.clone()).ruling(Subject::Any(Class::Dog), Way::In, None);
             assert!(matches!(ruling, Ruling::Denied { .. }));
             rules.reverse();
         }
@@ -271,10 +421,82 @@ mod tests {
     fn what_no_rule_allows_may_leave_but_not_come_in() {
         let policy = Policy::default();
         for class in [Class::Cat, Class::Person, Class::Other, Class::Nothing] {
-            assert_eq!(policy.ruling(class, Way::In, None), Ruling::NotAllowed);
-            assert_eq!(policy.ruling(class, Way::Out, None), Ruling::Allowed);
+            assert_eq!(policy.ruling(Subject::Any(class), Way::In, None), Ruling::NotAllowed);
+            assert_eq!(policy.ruling(Subject::Any(class), Way::Out, None), Ruling::Allowed);
         }
-        assert_eq!(policy.ruling(Class::Dog, Way::In, None), Ruling::Allowed);
+        assert_eq!(policy.ruling(Subject::Any(Class::Dog), Way::In, None), Ruling::Allowed);
+    }
+
+    fn about(who: &str, effect: Effect, ways: &[Way]) -> Rule {
+        let who = who.to_owned().try_into().unwrap();
+        Rule { who, ..rule(effect, ways, None) }
+    }
+
+    #[test]
+    fn whom_a_rule_is_about_is_read_as_it_is_written() {
+        for text in ["dog", "cat", "person", "other", "unknown dog", "dog:Rex", "dog:Ben & Jo"] {
+            let who: Who = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(serde_json::to_value(&who).unwrap(), text);
+        }
+        let long = format!("dog:{}", "x".repeat(31));
+        for wrong in ["", "Dog", "dog:", "dog: Rex", "dog:a\nb", "unknown cat", &long] {
+            let told = Who::try_from(wrong.to_owned()).unwrap_err();
+            assert!(told.contains(wrong), "{told}");
+        }
+    }
+
+    #[test]
+    fn rules_about_an_animal_are_about_that_one_and_unknown_dogs_are_nobodys() {
+        use Subject::{Known, Unknown};
+        // "Rex may go in always; unknown dogs never; Bella only in."
+        let policy = Policy::new(vec![
+            about("dog:Rex", Effect::Allow, &[]),
+            about("dog:Bella", Effect::Allow, &[Way::In]),
+            about("unknown dog", Effect::Deny, &[]),
+        ]);
+        let comes = |who| policy.ruling(who, Way::In, None);
+        assert_eq!(comes(Known("Rex")), Ruling::Allowed);
+        assert_eq!(comes(Known("Bella")), Ruling::Allowed);
+        assert_eq!(comes(Known("Ace")), Ruling::NotAllowed);
+        assert!(matches!(comes(Unknown), Ruling::Denied { .. }));
+        assert_eq!(comes(Subject::Any(Class::Cat)), Ruling::NotAllowed);
+        // Nobody inside is shut in by a rule about strangers.
+        assert_eq!(policy.ruling(Subject::Any(Class::Dog), Way::Out, None), Ruling::Allowed);
+        assert!(policy.tells_dogs_apart() && !Policy::default().tells_dogs_apart());
+    }
+
+    #[test]
+    fn what_is_denied_to_one_is_denied_to_whoever_may_be_that_one() {
+        let policy = Policy::new(vec![
+            about("dog", Effect::Allow, &[]),
+            about("dog:Rex", Effect::Deny, &[]),
+        ]);
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let comes = |who: &[&str]| policy.ruling_for_dog(&names(who), Way::In, None);
+        assert_eq!(comes(&["Bella"]), Ruling::Allowed);
+        for doubtful in [&[][..], &["Rex"], &["Bella", "Rex"], &["Rex", "Bella"]] {
+            assert!(matches!(comes(doubtful), Ruling::Denied { .. }), "{doubtful:?}");
+        }
+        let leaving = policy.ruling(Subject::Any(Class::Dog), Way::Out, None);
+        assert!(matches!(leaving, Ruling::Denied { .. }), "who is inside may be Rex");
+    }
+
+    #[test]
+    fn the_door_is_in_service_as_long_as_some_dog_may_come_in() {
+        let comes = |rules: Vec<Rule>, names: &[String]| {
+            Policy::new(rules).ruling_for_dogs(names, Way::In, None)
+        };
+        let bella = ["Bella".to_owned()];
+        let only_rex = || vec![about("dog:Rex", Effect::Allow, &[])];
+        assert_eq!(comes(only_rex(), &[]), Ruling::Allowed);
+        let none_but_bella =
+            || vec![about("dog", Effect::Allow, &[]), about("unknown dog", Effect::Deny, &[])];
+        assert!(matches!(comes(none_but_bella(), &[]), Ruling::Denied { .. }));
+        assert_eq!(comes(none_but_bella(), &bella), Ruling::Allowed);
+        let mut by_day = only_rex();
+        by_day[0].when = rule(Effect::Allow, &[], Some(("08:00", "20:00", &[]))).when;
+        assert!(matches!(comes(by_day, &bella), Ruling::ClockNeeded { .. }));
+        assert_eq!(comes(Vec::new(), &bella), Ruling::NotAllowed);
     }
 
     #[test]
@@ -285,19 +507,25 @@ mod tests {
         let day = at("2026-01-11T06:00[Europe/Berlin]");
         for dark in [&night, &morning] {
             assert!(matches!(
-                policy.ruling(Class::Dog, Way::Out, Some(dark)),
+                policy.ruling(Subject::Any(Class::Dog), Way::Out, Some(dark)),
                 Ruling::Denied { .. }
             ));
-            assert_eq!(policy.ruling(Class::Dog, Way::In, Some(dark)), Ruling::Allowed);
+            assert_eq!(
+                policy.ruling(Subject::Any(Class::Dog), Way::In, Some(dark)),
+                Ruling::Allowed
+            );
         }
-        assert_eq!(policy.ruling(Class::Dog, Way::Out, Some(&day)), Ruling::Allowed);
+        assert_eq!(policy.ruling(Subject::Any(Class::Dog), Way::Out, Some(&day)), Ruling::Allowed);
     }
 
     #[test]
     fn an_overnight_range_belongs_to_the_day_it_began_on() {
         let policy = with_curfew(&[], "22:00", "06:00", &[Day::Fri]);
         let denied = |text: &str| {
-            matches!(policy.ruling(Class::Dog, Way::In, Some(&at(text))), Ruling::Denied { .. })
+            matches!(
+                policy.ruling(Subject::Any(Class::Dog), Way::In, Some(&at(text))),
+                Ruling::Denied { .. }
+            )
         };
         // 2026-01-09 is a Friday.
         assert!(!denied("2026-01-09T05:00[Europe/Berlin]"));
@@ -310,7 +538,10 @@ mod tests {
     fn clock_hours_hold_across_daylight_saving_changes() {
         let policy = with_curfew(&[], "01:30", "03:30", &[]);
         let denied = |text: &str| {
-            matches!(policy.ruling(Class::Dog, Way::In, Some(&at(text))), Ruling::Denied { .. })
+            matches!(
+                policy.ruling(Subject::Any(Class::Dog), Way::In, Some(&at(text))),
+                Ruling::Denied { .. }
+            )
         };
         // In Berlin 2026-03-29 02:00 becomes 03:00; 2026-10-25 03:00 becomes 02:00.
         assert!(denied("2026-03-29T01:59+01:00[Europe/Berlin]"));
@@ -324,10 +555,19 @@ mod tests {
     #[test]
     fn without_a_clock_a_scheduled_deny_is_unknown_and_an_unscheduled_allow_stands() {
         let policy = with_curfew(&[], "22:00", "06:00", &[]);
-        assert!(matches!(policy.ruling(Class::Dog, Way::In, None), Ruling::ClockNeeded { .. }));
-        assert_eq!(Policy::default().ruling(Class::Dog, Way::In, None), Ruling::Allowed);
+        assert!(matches!(
+            policy.ruling(Subject::Any(Class::Dog), Way::In, None),
+            Ruling::ClockNeeded { .. }
+        ));
+        assert_eq!(
+            Policy::default().ruling(Subject::Any(Class::Dog), Way::In, None),
+            Ruling::Allowed
+        );
         let by_day = Policy::new(vec![rule(Effect::Allow, &[], Some(("08:00", "20:00", &[])))]);
-        assert!(matches!(by_day.ruling(Class::Dog, Way::In, None), Ruling::ClockNeeded { .. }));
+        assert!(matches!(
+            by_day.ruling(Subject::Any(Class::Dog), Way::In, None),
+            Ruling::ClockNeeded { .. }
+        ));
     }
 
     #[test]

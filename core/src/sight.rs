@@ -128,6 +128,10 @@ pub struct Sighting {
     /// What the classifier thought of the padded crop. `None`: not asked (a person, of a
     /// classifier that knows none), or there is no classifier.
     pub classification: Option<Classification>,
+    /// How like each animal of the [`Roll`](crate::identity::Roll) it is, `-1..=1`. Empty: nobody
+    /// asks, or it is not taken for a dog.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub likeness: Vec<f32>,
 }
 
 impl Sighting {

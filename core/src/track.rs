@@ -6,6 +6,9 @@
 //! frame's ratio is capped, frames closer together than the correlation time count in
 //! proportion, and a frame on which detector and classifier contradict each other counts
 //! nothing in favour.
+//!
+//! Which dog it is, if anybody asks, is the mean likeness to each animal over about the last
+//! second, with the same weights; it counts once as much was seen as it takes to be a dog at all.
 
 use std::time::Duration;
 
@@ -16,6 +19,13 @@ use crate::units::{Rect, Score, Uptime};
 
 /// Most tracks held at once; the weakest newcomers beyond it are dropped.
 pub const MAX_TRACKS: usize = 16;
+
+/// Independent frames of a dog after which it is settled whom it is like. An unsure dog takes
+/// as long.
+pub const LOOKS_NEEDED: f32 = 3.0;
+/// Independent frames of a dog that are remembered: what comes after outweighs what was, should
+/// another dog take the first one's place.
+const LOOKS_MOST: f32 = 5.0;
 
 /// How often the door may be wrong, per approach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -109,6 +119,17 @@ pub struct Track {
     pub doubt: f32,
     /// Whether it stands in the approach.
     pub in_approach: bool,
+    /// How like each animal of the roll it was over the last frames, their mean; empty if nobody
+    /// asks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub likeness: Vec<f32>,
+    /// How many independent frames that mean is of.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub looks: f32,
+}
+
+fn is_zero(looks: &f32) -> bool {
+    *looks == 0.0
 }
 
 impl Track {
@@ -213,6 +234,8 @@ impl Tracker {
             other: 0.0,
             doubt: 0.0,
             in_approach: false,
+            likeness: Vec::new(),
+            looks: 0.0,
         };
         self.next_id = self.next_id.wrapping_add(1);
         track.add(sighting, at, &self.settings);
@@ -244,10 +267,25 @@ impl Track {
         self.other = sum(self.other, ratio.other);
         let doubted = if ratio.doubtful { 1.0 } else { 0.0 };
         self.doubt = if self.frames == 0 { doubted } else { 0.75 * self.doubt + 0.25 * doubted };
+        if !sighting.likeness.is_empty() {
+            self.compare(&sighting.likeness, weight);
+        }
         self.rect = sighting.detection.rect;
         self.in_approach = stands_in(self.rect, &settings.approach);
         self.last_seen = at;
         self.frames += 1;
+    }
+
+    /// Adds how like each animal it is in one more frame.
+    fn compare(&mut self, likeness: &[f32], weight: f32) {
+        if self.likeness.len() != likeness.len() {
+            (self.likeness, self.looks) = (vec![0.0; likeness.len()], 0.0);
+        }
+        let share = weight / (self.looks + weight);
+        for (mean, new) in self.likeness.iter_mut().zip(likeness) {
+            *mean += share * (new - *mean);
+        }
+        self.looks = (self.looks + weight).min(LOOKS_MOST);
     }
 }
 
@@ -262,7 +300,7 @@ struct FrameEvidence {
 
 impl FrameEvidence {
     fn of(sighting: &Sighting, settings: &TrackSettings) -> Self {
-        let Sighting { detection, classification } = sighting;
+        let Sighting { detection, classification, .. } = sighting;
         let believed = detection.score >= settings.believe;
         let Some(classification) = classification else {
             // A detector's label alone may speak against opening, never for it.
@@ -361,6 +399,7 @@ mod tests {
                 probs: ClassProbs::from_masses(masses).unwrap(),
                 rejected: false,
             }),
+            likeness: Vec::new(),
         }
     }
 
@@ -484,6 +523,32 @@ mod tests {
         assert!(stands_in(rect([0.1, 0.2, 0.3, 0.9]), &left));
         assert!(!stands_in(rect([0.6, 0.2, 0.9, 0.9]), &left));
         assert!(stands_in(rect([0.6, 0.2, 0.9, 0.9]), &[]));
+    }
+
+    #[test]
+    fn whom_a_dog_is_like_is_the_mean_of_its_last_second_and_takes_a_while_to_settle() {
+        let like = |n: u64, likeness: &[f32]| {
+            let dog = Sighting { likeness: likeness.to_vec(), ..sighting(Class::Dog, Class::Dog) };
+            frame(100 * n, vec![dog])
+        };
+        let mut tracker = feed([like(0, &[0.9, 0.1]), like(1, &[0.6, 0.1])]);
+        let track = &tracker.tracks()[0];
+        assert!(track.looks < LOOKS_NEEDED, "two frames settle nothing");
+        assert!((track.likeness[0] - 0.8).abs() < 1e-6, "the second weighs half: {track:?}");
+        for n in 2..6 {
+            tracker.step(Uptime::from_millis(100 * n), Some(&like(n, &[0.9, 0.1])));
+        }
+        assert!(tracker.tracks()[0].looks >= LOOKS_NEEDED);
+        // Another dog in its place outweighs it within two seconds.
+        for n in 6..26 {
+            tracker.step(Uptime::from_millis(100 * n), Some(&like(n, &[0.1, 0.9])));
+        }
+        let track = &tracker.tracks()[0];
+        assert!(track.likeness[0] < 0.3 && track.likeness[1] > 0.7, "{track:?}");
+        // A frame in which it is not taken for a dog says nothing.
+        let before = track.likeness.clone();
+        tracker.step(Uptime::from_millis(2_600), Some(&like(26, &[])));
+        assert_eq!(tracker.tracks()[0].likeness, before);
     }
 
     #[test]

@@ -21,5 +21,6 @@ pub mod panel;
 pub mod releases;
 pub mod replay;
 pub mod report;
+pub mod shadow;
 pub mod slot;
 pub mod systemd;

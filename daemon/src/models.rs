@@ -354,6 +354,9 @@ struct Active {
     classifier: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detector: Option<String>,
+    /// A candidate that looks on beside those in use; not part of the way back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<String>,
     /// What was in use before, for the way back. It has no `previous` of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     previous: Option<Box<Self>>,
@@ -364,6 +367,7 @@ impl Active {
         Self {
             classifier: in_use.classifier.as_ref().map(Entry::id),
             detector: in_use.detector.as_ref().map(Entry::id),
+            shadow: None,
             previous: None,
         }
     }
@@ -515,23 +519,6 @@ impl ModelsDir {
         }
     }
 
-    /// Verifies the model called `name` and writes `active.toml` so that it is used for what it
-    /// does; the model of the other kind stays in use unless `alone`. The file is replaced in
-    /// one step: a crash leaves the old or the new one.
-    ///
-    /// # Errors
-    /// If the model cannot be used or the file not be written.
-    pub fn put_in_use(&self, name: &str, alone: bool) -> Result<Entry, ModelsError> {
-        let entry = self.entry(name)?;
-        entry.verify()?;
-        let before = match self.active() {
-            Err(_) if alone => None,
-            active => active?,
-        };
-        self.choose(&entry, before, alone)?;
-        Ok(entry)
-    }
-
     /// Writes `active.toml` so that `entry` is used for what it does, and remembers what was in
     /// use `before`.
     fn choose(
@@ -550,13 +537,39 @@ impl ModelsDir {
             Task::Classifier => active.classifier = Some(entry.id()),
             Task::Detector => active.detector = Some(entry.id()),
         }
+        // A candidate has reached its end; another one would be beside other models.
+        active.shadow = None;
         let names = |a: &Active| (a.classifier.clone(), a.detector.clone());
         // Choosing the same again must not forget the way back.
         active.previous = match before {
             Some(before) if names(&before) == names(&active) => before.previous,
-            Some(before) => Some(Box::new(Active { previous: None, ..before })),
+            Some(before) => Some(Box::new(Active { previous: None, shadow: None, ..before })),
             None => None,
         };
+        self.write_active(&active)
+    }
+
+    /// The candidate that looks on beside the models in use.
+    ///
+    /// # Errors
+    /// If `active.toml` is wrong, or names what is not there.
+    pub fn shadow(&self) -> Result<Option<Entry>, ModelsError> {
+        let name = self.active()?.and_then(|active| active.shadow);
+        name.map(|name| self.entry(&name)).transpose()
+    }
+
+    /// Verifies the model called `name` and has it look on beside those in use; `None` ends that.
+    ///
+    /// # Errors
+    /// If it cannot be used or the file cannot be written.
+    pub fn put_in_shadow(&self, name: Option<&str>) -> Result<(), ModelsError> {
+        let shadow = name.map(|name| self.entry(name)).transpose()?;
+        if let Some(entry) = &shadow {
+            entry.verify()?;
+        }
+        let in_use = || self.in_use().map(|in_use| Active::of(&in_use));
+        let mut active = self.active()?.map_or_else(in_use, Ok)?;
+        active.shadow = shadow.as_ref().map(Entry::id);
         self.write_active(&active)
     }
 

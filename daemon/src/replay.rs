@@ -10,6 +10,7 @@ use pawlatch_core::door::{Decision, LatchReport, ProofKind, State, VisionHealth}
 use pawlatch_core::event::{Relock, Verdict, What, Whom};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
+use pawlatch_core::identity::Roll;
 use pawlatch_core::units::Uptime;
 use serde::Serialize;
 
@@ -49,6 +50,12 @@ impl Player {
             next: Uptime::ZERO,
             visited: false,
         }
+    }
+
+    /// With animals that rules can be about.
+    #[must_use]
+    pub fn knowing(self, roll: Roll) -> Self {
+        Self { appliance: self.appliance.knowing(roll), ..self }
     }
 
     /// The eye, for whoever wants to draw what it sees.
@@ -268,8 +275,8 @@ impl Tally {
 
 /// The proof for whose loss an open door locks.
 fn lost(decision: &Decision) -> &str {
-    use ProofKind::{Agreement, FreshFrame, NoCat, NoPerson};
-    let kept = [FreshFrame, NoCat, NoPerson, Agreement];
+    use ProofKind::{Agreement, FreshFrame, NoCat, NoOtherDog, NoPerson};
+    let kept = [FreshFrame, NoCat, NoPerson, Agreement, NoOtherDog];
     let lost = decision.proofs.iter().find(|p| !p.passed && kept.contains(&p.proof));
     lost.and_then(|p| p.words.as_deref()).unwrap_or("a proof was lost")
 }
@@ -282,7 +289,12 @@ fn opened_because(decision: &Decision) -> String {
     let proof = decision.proofs.iter().find(|p| p.proof == ProofKind::Evidence);
     match (whom, proof.and_then(|p| p.value.zip(p.limit))) {
         (Some(Whom::Dog), Some((value, limit))) => {
-            format!("every proof held: evidence for a dog {value:.1}, {limit:.1} needed")
+            let who = decision.proofs.iter().find(|p| p.proof == ProofKind::Identity);
+            let who = who.and_then(|p| p.words.as_ref()).map(|words| format!("; {words}"));
+            format!(
+                "every proof held: evidence for a dog {value:.1}, {limit:.1} needed{}",
+                who.unwrap_or_default()
+            )
         }
         _ => "somebody asked".to_owned(),
     }

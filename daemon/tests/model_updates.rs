@@ -79,7 +79,7 @@ fn an_added_model_is_in_use_until_rolled_back_and_only_two_are_kept() {
     models.roll_back().unwrap();
     assert_eq!(in_use(&models), "yard@1.3.0", "and forth");
     // The shipped one can be chosen as ever, and is what comes before the next.
-    models.put_in_use("efficientnet_lite0", false).unwrap();
+    models.put_in_use("efficientnet_lite0", false, true).unwrap();
     models.roll_back().unwrap();
     assert_eq!(in_use(&models), "yard@1.3.0");
     assert!(!dir.path().join(".staging").exists());
@@ -166,6 +166,22 @@ fn what_does_worse_in_the_exam_is_refused_and_what_does_as_well_is_not() {
     let from = bundle_file(dir.path(), &bytes);
     let error = add(&models, &from, &signer.trust(), Permit::default()).unwrap_err().to_string();
     assert!(error.contains("worse") && error.contains("missed"), "{error}");
+    assert_eq!(in_use(&models), "efficientnet_lite0");
+    // Nor is one that is there already chosen without being as good, unless that is meant.
+    let worse = bundle_file(dir.path(), &model_bundle(&signer, "yard", "1.1.0", swapped));
+    add(&models, &worse, &signer.trust(), QUICK).unwrap();
+    models.roll_back().unwrap();
+    let error = models.put_in_use("yard@1.1.0", false, false).unwrap_err();
+    assert!(matches!(error, AddError::Worse { .. }), "{error}");
+    assert_eq!(in_use(&models), "efficientnet_lite0");
+    models.put_in_shadow(Some("yard@1.1.0")).unwrap();
+    assert_eq!(models.shadow().unwrap().unwrap().id(), "yard@1.1.0");
+    assert_eq!(in_use(&models), "efficientnet_lite0", "looking on it is not in use");
+    assert!(models.put_in_shadow(Some("nobody")).is_err());
+    models.put_in_use("yard@1.1.0", false, true).unwrap();
+    assert!(models.shadow().unwrap().is_none(), "nor does it look on at itself");
+    assert!(models.has_previous());
+    models.roll_back().unwrap();
     assert_eq!(in_use(&models), "efficientnet_lite0");
     let bytes = model_bundle(&signer, "yard", "1.2.0", as_is);
     let from = bundle_file(dir.path(), &bytes);

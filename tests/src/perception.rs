@@ -118,6 +118,7 @@ impl Looks {
         Some(Sighting {
             detection: Detection { rect: self.rect, class, label: String::new(), score },
             classification: probs.map(|probs| Classification { probs, rejected: false }),
+            likeness: Vec::new(),
         })
     }
 }

@@ -16,7 +16,7 @@ use pawlatch_core::door::{
 use pawlatch_core::event::{Fault, What, Whom};
 use pawlatch_core::frame::PictureHealth;
 use pawlatch_core::keeper::{Input, Keeper};
-use pawlatch_core::policy::{Effect, Policy, Rule, Schedule};
+use pawlatch_core::policy::{Effect, Policy, Rule, Schedule, Who};
 use pawlatch_core::sight::Class;
 use pawlatch_core::track::TrackSettings;
 use pawlatch_core::units::Uptime;
@@ -145,7 +145,7 @@ fn epoch() -> Timestamp {
 fn rules() -> Policy {
     let rule = |name: &str, effect, when| Rule {
         name: name.to_owned(),
-        who: Class::Dog,
+        who: Who::Class(Class::Dog),
         ways: Vec::new(),
         effect,
         when,

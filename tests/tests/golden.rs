@@ -14,22 +14,72 @@ use pawlatch_core::vision::{
 };
 use serde::Deserialize;
 
-/// Scores may differ by this much from the reference, where it is sure (0.5 and more). Not one of
-/// the 40 pictures decodes to the very pixels of the reference, whose JPEG decoder rounds and
-/// upsamples differently by a few levels; the reference's own probe shows shifts of 0.04 at the
-/// 95th percentile and up to 0.28 for noise of two levels. On the reference's own pixels (written
-/// as PNG by Pillow) the medians are 0.002, 0.002 and 0.003 and everything sure is matched.
-const SCORE_TOLERANCE: f32 = 0.1;
-/// 95th percentile of the differences of scores over all matched detections.
-const P95_TOLERANCE: f32 = 0.04;
-/// Boxes of the reference and ours overlap at least this much (IoU).
-const BOX_TOLERANCE: f32 = 0.9;
-/// Median difference of scores over all matched detections.
-const MEDIAN_TOLERANCE: f32 = 0.01;
-/// A probability may differ by this much from the reference, for the same reason; their mean
-/// difference by much less.
-const PROBABILITY_TOLERANCE: f32 = 0.06;
-const MEAN_PROBABILITY_TOLERANCE: f32 = 0.01;
+/// Who decodes the JPEG. The reference's decoder is libjpeg-turbo; ours rounds and upsamples
+/// differently by a few levels, and not one of the 40 pictures comes out the same.
+#[derive(Debug, Clone, Copy)]
+enum Pixels {
+    /// The very pixels that the reference saw: what differs is our resizing, network and decoding.
+    Reference,
+    /// What the door sees.
+    Ours,
+}
+
+/// How far our answer may be from the reference's.
+struct Tolerances {
+    /// The score of a detection of which the reference is sure (0.5 and more).
+    score: f32,
+    /// The least overlap (IoU) of such a detection's boxes.
+    overlap: f32,
+    /// Median and 95th percentile of the differences of scores over all matched detections.
+    median: f32,
+    p95: f32,
+    /// A probability of a classifier, and the mean difference of all of them.
+    probability: f32,
+    mean_probability: f32,
+}
+
+impl Pixels {
+    fn tolerances(self) -> Tolerances {
+        match self {
+            // The reference rounds to whole levels between resizing and the network, we do not.
+            Self::Reference => Tolerances {
+                score: 0.06,
+                overlap: 0.93,
+                median: 0.005,
+                p95: 0.03,
+                probability: 0.02,
+                mean_probability: 0.003,
+            },
+            // The reference's own probe has shifts of 0.04 at the 95th percentile and up to 0.28
+            // for noise of two levels.
+            Self::Ours => Tolerances {
+                score: 0.1,
+                overlap: 0.9,
+                median: 0.01,
+                p95: 0.04,
+                probability: 0.06,
+                mean_probability: 0.01,
+            },
+        }
+    }
+
+    fn of(self, shared: &Path, image: &Image) -> Frame {
+        let bytes = read(&shared.join("data/detect/images").join(&image.file));
+        match self {
+            Self::Ours => Frame::decode(bytes, Uptime::ZERO).unwrap(),
+            Self::Reference => {
+                let mut jpeg = mozjpeg::Decompress::new_mem(&bytes).unwrap().rgb().unwrap();
+                let (width, height) = (jpeg.width() as u32, jpeg.height() as u32);
+                let rgb: Vec<u8> = jpeg.read_scanlines().unwrap();
+                assert_eq!(sha256(&rgb), image.sha256_rgb, "{}", image.file);
+                Frame::from_rgb(rgb, width, height, Uptime::ZERO).unwrap()
+            }
+        }
+    }
+}
+
+/// Levels of 255 by which our decoder may differ from the reference's in the mean.
+const DECODER_TOLERANCE: f64 = 2.0;
 /// Weights stored as f16 change a probability by no more than this.
 const HALF_TOLERANCE: f32 = 0.005;
 
@@ -140,7 +190,13 @@ struct Agreement {
 impl Agreement {
     /// Matches each of the reference's detections with ours, and what we are sure of with the
     /// reference.
-    fn add(&mut self, frame: &Frame, expected: &Picture, ours: &[Detection]) {
+    fn add(
+        &mut self,
+        frame: &Frame,
+        expected: &Picture,
+        ours: &[Detection],
+        tolerances: &Tolerances,
+    ) {
         let (w, h) = (frame.width() as f32, frame.height() as f32);
         let mut left: Vec<&Detection> = ours.iter().collect();
         for e in &expected.detections {
@@ -157,7 +213,8 @@ impl Agreement {
                     self.matched += 1;
                     self.differences.push(off);
                     self.worst_iou = self.worst_iou.min(iou);
-                    if e.score >= 0.5 && (off > SCORE_TOLERANCE || iou < BOX_TOLERANCE) {
+                    let off_limits = off > tolerances.score || iou < tolerances.overlap;
+                    if e.score >= 0.5 && off_limits {
                         self.faults.push(format!(
                             "{}: {} {} is {:?}, IoU {iou}",
                             expected.file, e.label, e.score, found.score
@@ -183,26 +240,32 @@ fn check_detector(name: &str, reference_name: &str) {
     assert_eq!(expected.len(), 40);
     // A little below the reference's 0.3, for those at the border.
     let mut detector = coco_detector(&shared, name, 0.25);
-    let mut agreement = Agreement { worst_iou: 1.0, ..Agreement::default() };
-    for picture_expected in expected {
-        let frame = picture(&shared, &picture_expected.file);
-        let ours = detector.detect(&frame, Rect::WHOLE).unwrap();
-        agreement.add(&frame, picture_expected, &ours);
+    for pixels in [Pixels::Reference, Pixels::Ours] {
+        let tolerances = pixels.tolerances();
+        let mut agreement = Agreement { worst_iou: 1.0, ..Agreement::default() };
+        for (image, picture) in reference.images.iter().zip(expected) {
+            assert_eq!(image.file, picture.file);
+            let frame = pixels.of(&shared, image);
+            let ours = detector.detect(&frame, Rect::WHOLE).unwrap();
+            agreement.add(&frame, picture, &ours, &tolerances);
+        }
+        let total: usize = expected.iter().map(|p| p.detections.len()).sum();
+        agreement.differences.sort_by(f32::total_cmp);
+        let at =
+            |share: f32| agreement.differences[(share * (agreement.matched - 1) as f32) as usize];
+        eprintln!(
+            "{name}, {pixels:?}: {} of {total} matched; score difference median {} p95 {} max {}; \
+             least IoU {}",
+            agreement.matched,
+            at(0.5),
+            at(0.95),
+            at(1.0),
+            agreement.worst_iou
+        );
+        assert!(agreement.faults.is_empty(), "{name}, {pixels:?}: {:#?}", agreement.faults);
+        assert!(agreement.matched * 100 >= total * 98, "{} of {total}", agreement.matched);
+        assert!(at(0.5) <= tolerances.median && at(0.95) <= tolerances.p95);
     }
-    let total: usize = expected.iter().map(|p| p.detections.len()).sum();
-    agreement.differences.sort_by(f32::total_cmp);
-    let at = |share: f32| agreement.differences[(share * (agreement.matched - 1) as f32) as usize];
-    eprintln!(
-        "{name}: {} of {total} matched; score difference median {} p95 {} max {}; least IoU {}",
-        agreement.matched,
-        at(0.5),
-        at(0.95),
-        at(1.0),
-        agreement.worst_iou
-    );
-    assert!(agreement.faults.is_empty(), "{name}: {:#?}", agreement.faults);
-    assert!(agreement.matched * 100 >= total * 98, "{} of {total}", agreement.matched);
-    assert!(at(0.5) <= MEDIAN_TOLERANCE && at(0.95) <= P95_TOLERANCE);
 }
 
 #[test]
@@ -221,42 +284,56 @@ fn deimv2_femto_equals_the_reference() {
 }
 
 #[test]
-fn pictures_decode_to_the_reference_s_pixels_or_nearly() {
+fn our_decoder_is_near_the_reference_s() {
     let Some(shared) = shared() else { return };
     let reference = reference(&shared);
-    let same = (reference.images.iter())
-        .filter(|i| sha256(picture(&shared, &i.file).pixels()) == i.sha256_rgb)
-        .count();
-    eprintln!("{same} of {} pictures decode to identical pixels", reference.images.len());
+    let (mut off, mut values) = (0_u64, 0_u64);
+    for image in &reference.images {
+        let (theirs, ours) =
+            (Pixels::Reference.of(&shared, image), Pixels::Ours.of(&shared, image));
+        assert_eq!((theirs.width(), theirs.height()), (ours.width(), ours.height()));
+        let pairs = theirs.pixels().iter().zip(ours.pixels());
+        off += pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+        values += theirs.pixels().len() as u64;
+    }
+    let mean = off as f64 / values as f64;
+    eprintln!("our decoder is {mean:.3} levels off in the mean");
+    assert!(mean <= DECODER_TOLERANCE, "{mean}");
 }
 
 #[test]
 fn efficientnet_lite0_equals_the_reference() {
     let Some(shared) = shared() else { return };
+    let reference = reference(&shared);
     let mut classifier = Classifier::new(bare_classifier()).unwrap();
-    let mut differences: Vec<f32> = Vec::new();
-    for expected in reference(&shared).efficientnet_lite0 {
-        let frame = picture(&shared, &expected.file);
-        let answer = classifier.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap();
-        let mut near = |what: &str, ours: f32, theirs: f32| {
-            differences.push((ours - theirs).abs());
-            assert!(
-                (ours - theirs).abs() <= PROBABILITY_TOLERANCE,
-                "{}: {what} {ours} is not {theirs}",
-                expected.file
-            );
-        };
-        near("dog", answer.probs.of(Class::Dog).get(), expected.p_dog);
-        near("cat", answer.probs.of(Class::Cat).get(), expected.p_cat);
-        for top in &expected.top5 {
-            near("label", answer.label_probs()[top.index], top.prob);
+    for pixels in [Pixels::Reference, Pixels::Ours] {
+        let tolerances = pixels.tolerances();
+        let mut differences: Vec<f32> = Vec::new();
+        for expected in &reference.efficientnet_lite0 {
+            let image = reference.images.iter().find(|i| i.file == expected.file).unwrap();
+            let frame = pixels.of(&shared, image);
+            let answer = classifier.classify(&frame, Rect::WHOLE, Framing::Whole).unwrap();
+            let tops = expected.top5.iter().map(|t| (answer.label_probs()[t.index], t.prob));
+            let dog = (answer.probs.of(Class::Dog).get(), expected.p_dog);
+            let cat = (answer.probs.of(Class::Cat).get(), expected.p_cat);
+            for (ours, theirs) in tops.chain([dog, cat]) {
+                differences.push((ours - theirs).abs());
+                assert!(
+                    (ours - theirs).abs() <= tolerances.probability,
+                    "{}, {pixels:?}: {ours} is not {theirs}",
+                    expected.file
+                );
+            }
+            assert_eq!(answer.embedding.map(|e| e.len()), Some(1280));
         }
-        assert_eq!(answer.embedding.map(|e| e.len()), Some(1280));
+        let worst = differences.iter().copied().fold(0.0, f32::max);
+        let mean = differences.iter().sum::<f32>() / differences.len() as f32;
+        eprintln!(
+            "EfficientNet-Lite0, {pixels:?}: probabilities differ by {mean} in the mean, {worst} \
+             at most"
+        );
+        assert!(mean <= tolerances.mean_probability, "{mean}");
     }
-    let worst = differences.iter().copied().fold(0.0, f32::max);
-    let mean = differences.iter().sum::<f32>() / differences.len() as f32;
-    eprintln!("EfficientNet-Lite0: probabilities differ by {mean} in the mean, {worst} at most");
-    assert!(mean <= MEAN_PROBABILITY_TOLERANCE, "{mean}");
 }
 
 #[test]

@@ -15,15 +15,18 @@ use pawlatch::appliance::{self, Live, LookError, run};
 use pawlatch::camera::{Scene, SimulatedSource};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
-use pawlatch::journal::{Archive, Journal};
+use pawlatch::journal::{Archive, Entry, Journal, JournalSettings, Recorder as _};
 use pawlatch::latch::{self, LatchThread};
-use pawlatch::models::ModelsDir;
+use pawlatch::models::{Entry as Model, ModelsDir};
 use pawlatch::owner::access::{Access, Scope, hashed};
 use pawlatch::owner::{House, Link, Owner};
 use pawlatch::panel::Panel;
+use pawlatch::shadow::{Counts, Shadow};
 use pawlatch_core::door::State;
+use pawlatch_core::event::{Event, What};
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::{Class, Sightings};
+use pawlatch_core::units::{Rect, Uptime};
 use support::{frame_with, sure};
 
 const PASSWORD: &str = "correct horse battery";
@@ -256,17 +259,22 @@ fn ask(
 }
 
 /// Everything that changes something from the page.
-const CHANGES: [&str; 14] = [
+const CHANGES: [&str; 19] = [
     "/act/open_once",
     "/act/hold_open",
     "/act/lock",
     "/act/hold_locked",
     "/act/release",
     "/visits/1/label",
+    "/visits/1/enrol",
+    "/animals/take",
+    "/animals/again",
+    "/animals/remove",
     "/rules",
     "/camera",
     "/models/use",
     "/models/back",
+    "/models/shadow",
     "/settings/password",
     "/settings/tokens",
     "/settings/tokens/revoke",
@@ -429,6 +437,9 @@ fn what_is_sent_is_nonsense_and_the_page_lives() {
         "/rules",
         "/camera",
         "/models",
+        "/animals",
+        "/animals/aid?name=%ff",
+        "/animals/pictures/..%2f..%2fx",
         "/%2e%2e/%2e%2e/etc/passwd",
         "/visits/1/pictures/..%2f..%2fx",
         "/events/x",
@@ -481,6 +492,52 @@ fn a_bolt_that_does_not_do_as_told_is_shown_as_it_is() {
         assert!(began.elapsed() < Duration::from_secs(10), "{page}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn a_candidate_that_looks_on_is_compared_and_disturbs_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
+    let models = ModelsDir::open(&root, "the test").unwrap();
+    let (in_use, candidate) =
+        (models.in_use().unwrap(), models.entry("efficientnet_lite0").unwrap());
+    let settings = JournalSettings { dir: dir.path().to_owned(), budget_bytes: 10_000_000 };
+    let mut journal = Journal::start(settings, Clock::start()).unwrap();
+    journal.flush(Duration::from_secs(20));
+    journal.record(Entry::Event(Event { at: Uptime::ZERO, what: What::ApproachBegan }));
+    let start = |candidate: Model| {
+        let (dir, scribe) = (dir.path().to_owned(), journal.scribe());
+        Shadow::start(candidate, in_use.clone(), Rect::WHOLE, dir, scribe).unwrap()
+    };
+    // The models in use are said to see a dog in a picture of nothing; the candidate sees none.
+    let mut ms = 0;
+    let mut shown = |shadow: &mut Shadow| {
+        ms += 500;
+        let at = Uptime::from_millis(ms);
+        let frame = Frame::from_rgb(vec![90; 3 * 64 * 64], 64, 64, at).unwrap();
+        shadow.show(&frame, &[sure(Class::Dog, false)]);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut broken = start(Model { dir: dir.path().join("nowhere"), ..candidate.clone() });
+    (0..10).for_each(|_| shown(&mut broken));
+    let mut shadow = start(candidate.clone());
+    let counted = || Counts::read(dir.path()).filter(|counts| counts.less >= 2);
+    let began = Instant::now();
+    while counted().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(120), "{:?}", Counts::read(dir.path()));
+        shown(&mut shadow);
+    }
+    let counts = counted().unwrap();
+    assert_eq!((counts.agreed, counts.more, counts.proposal()), (0, 0, None));
+    drop(shadow);
+    drop(journal);
+    let archive = Archive::open(dir.path()).unwrap();
+    let kept = archive.disagreements(&candidate.manifest.sha256, 9).unwrap();
+    let one = kept.last().unwrap();
+    assert!(one.in_use_says > 0.9 && one.candidate_says < 0.5 && one.path.is_file(), "{one:?}");
+    let approach = archive.approach(one.approach).unwrap().unwrap();
+    assert!(approach.pictures.is_empty(), "it is no picture of the visit");
+    assert!(archive.disagreements("another", 9).unwrap().is_empty());
 }
 
 fn p99(cycles: &Mutex<Vec<u64>>) -> u64 {

@@ -12,7 +12,7 @@ use crate::bench::{json_lines, output};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Where Debian keeps the libraries of the other architecture.
-const LIBRARIES: &str = "/usr/aarch64-linux-gnu";
+pub const LIBRARIES: &str = "/usr/aarch64-linux-gnu";
 /// Numbers may differ by this much of the larger of 1 and themselves: sums of floats are in
 /// another order on each instruction set.
 const TOLERANCE: f64 = 2e-3;
@@ -32,16 +32,7 @@ pub fn run(
             target.join("release/pawlatch")
         }
     };
-    let arm = match program {
-        Some(program) => std::path::absolute(program)?,
-        None => {
-            super::cargo(
-                root,
-                ["build", "--release", "--package", "pawlatch", "--target", TARGET],
-            )?;
-            target.join(TARGET).join("release/pawlatch")
-        }
-    };
+    let arm = built(root, &target, program)?;
     let clips = root.join("../shared/data/clips");
     let mut dirs: Vec<PathBuf> = fs::read_dir(&clips)
         .with_context(|| clips.display().to_string())?
@@ -78,6 +69,15 @@ pub fn run(
     });
     fs::write(root.join("docs/aarch64.json"), serde_json::to_string_pretty(&found)? + "\n")?;
     Ok(())
+}
+
+/// `pawlatch` for aarch64: `program`, or else built below `target`.
+pub fn built(root: &Path, target: &Path, program: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(program) = program {
+        return Ok(std::path::absolute(program)?);
+    }
+    super::cargo(root, ["build", "--release", "--package", "pawlatch", "--target", TARGET])?;
+    Ok(target.join(TARGET).join("release/pawlatch"))
 }
 
 /// Whether two answers are equal but for the last digits of their numbers, of which `largest`

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: our networks against onnxruntime, and the whole door, in one run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,11 +33,13 @@ pub fn run(root: &Path, frames: u32) -> Result<()> {
     let script = target.join("ort.py");
     fs::write(&script, include_str!("ort.py"))?;
     let bench = Bench { program, python, script };
-    let mut networks = Vec::new();
+    let (mut networks, mut ops) = (Vec::new(), serde_json::Map::new());
     for onnx in networks_in(root)? {
         for threads in [1, 2] {
             networks.push(bench.network(&onnx, threads)?);
         }
+        let lines = bench.bench(&onnx, 1, &["--ops"])?;
+        ops.insert(name_of(&onnx).to_owned(), kinds_of_ops(&lines).into());
     }
     let busy = bench.busy(root)?;
     let door = bench.door(root, frames)?;
@@ -49,6 +51,7 @@ pub fn run(root: &Path, frames: u32) -> Result<()> {
         "rounds": ROUNDS,
         "runs": RUNS,
         "networks": networks,
+        "ops": ops,
         "busy": busy,
         "door": door,
         "program_bytes": size,
@@ -186,7 +189,7 @@ fn venv(target: &Path) -> Result<PathBuf> {
 }
 
 /// The shipped networks, and those beside the project where they are.
-fn networks_in(root: &Path) -> Result<Vec<PathBuf>> {
+pub fn networks_in(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for models in [root.join("models"), root.join("../shared/models")] {
         let Ok(entries) = fs::read_dir(&models) else { continue };
@@ -207,7 +210,7 @@ fn networks_in(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A network is called as its directory.
-fn name_of(onnx: &Path) -> &str {
+pub fn name_of(onnx: &Path) -> &str {
     onnx.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default()
 }
 
@@ -245,16 +248,23 @@ fn machine() -> String {
 
 /// `page` with what stands between `<!-- NAME -->` and `<!-- end -->` written anew.
 fn tables(page: &str, all: &Value) -> Result<String> {
-    let made = [("networks", networks_table(all)), ("door", door_table(all))];
+    let made =
+        [("networks", networks_table(all)), ("ops", ops_table(all)), ("door", door_table(all))];
     let mut page = page.to_owned();
     for (name, table) in made {
-        let mark = format!("<!-- {name} -->");
-        let start = page.find(&mark).with_context(|| format!("the page has no {mark}"))?;
-        let start = start + mark.len();
-        let end = page[start..].find("<!-- end -->").context("a table of the page has no end")?;
-        page.replace_range(start..start + end, &format!("\n{table}"));
+        replace_part(&mut page, name, &table)?;
     }
     Ok(page)
+}
+
+/// Writes what stands between `<!-- NAME -->` and `<!-- end -->` in `page` anew.
+pub fn replace_part(page: &mut String, name: &str, table: &str) -> Result<()> {
+    let mark = format!("<!-- {name} -->");
+    let start = page.find(&mark).with_context(|| format!("the page has no {mark}"))?;
+    let start = start + mark.len();
+    let end = page[start..].find("<!-- end -->").context("a table of the page has no end")?;
+    page.replace_range(start..start + end, &format!("\n{table}"));
+    Ok(())
 }
 
 fn networks_table(all: &Value) -> String {
@@ -286,6 +296,68 @@ fn networks_table(all: &Value) -> String {
         busy("two_threads_ms"),
         busy("ratio")
     );
+    out
+}
+
+/// What `bench --ops` says of each operator, summed over each kind, the longest first.
+fn kinds_of_ops(lines: &[Value]) -> Vec<Value> {
+    let number = |line: &Value, key: &str| line[key].as_f64().unwrap_or_default();
+    let mut kinds = BTreeMap::new();
+    for line in lines.iter().filter(|line| line["op"].is_string()) {
+        let (ms, speed) = (number(line, "ms"), number(line, "gmac_per_s"));
+        let sum = kinds.entry(text(&line["op"])).or_insert((0_u32, 0.0, 0.0, 0.0));
+        let (count, total, gmac_ms, peak_ms) = *sum;
+        let share = number(line, "share_of_peak");
+        *sum = (count + 1, total + ms, gmac_ms + speed * ms, peak_ms + share * ms);
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    let kind = |(op, (count, ms, gmac_ms, peak_ms)): (&str, (u32, f64, f64, f64))| {
+        json!({
+            "op": op,
+            "count": count,
+            "ms": ms,
+            "gmac_per_s": gmac_ms / ms.max(f64::MIN_POSITIVE),
+            "share_of_peak": peak_ms / ms.max(f64::MIN_POSITIVE),
+        })
+    };
+    kinds.into_iter().map(kind).collect()
+}
+
+fn ops_table(all: &Value) -> String {
+    let mut out = "| network | operator | count | ms | of the network | GMAC/s | of the peak \
+                   |\n|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for (network, kinds) in all["ops"].as_object().into_iter().flatten() {
+        let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+        let f = |kind: &Value, key: &str| kind[key].as_f64().unwrap_or(f64::NAN);
+        let total: f64 = kinds.iter().map(|kind| f(kind, "ms")).sum();
+        let (shown, small): (Vec<&Value>, Vec<&Value>) =
+            kinds.iter().partition(|kind| f(kind, "ms") >= total / 100.0);
+        for kind in shown {
+            let (ms, speed) = (f(kind, "ms"), f(kind, "gmac_per_s"));
+            let _ = write!(
+                out,
+                "| {network} | {} | {} | {ms:.2} | {:.0} % |",
+                text(&kind["op"]),
+                kind["count"],
+                100.0 * ms / total
+            );
+            let _ = match speed > 0.0 {
+                true => {
+                    writeln!(out, " {speed:.1} | {:.0} % |", 100.0 * f(kind, "share_of_peak"))
+                }
+                false => writeln!(out, " | |"),
+            };
+        }
+        let (count, ms) = small
+            .iter()
+            .fold((0.0, 0.0), |(n, ms), kind| (n + f(kind, "count"), ms + f(kind, "ms")));
+        if count > 0.0 {
+            let share = 100.0 * ms / total;
+            let _ = writeln!(out, "| {network} | others | {count} | {ms:.2} | {share:.0} % | | |");
+        }
+    }
     out
 }
 
@@ -330,7 +402,8 @@ fn door_table(all: &Value) -> String {
     out
 }
 
-fn text(value: &Value) -> &str {
+/// The string that `value` is; empty if it is none.
+pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
@@ -390,12 +463,28 @@ mod tests {
 
     #[test]
     fn tables_replace_what_stands_between_their_marks() {
-        let page = "a\n<!-- networks -->old<!-- end -->b<!-- door -->old<!-- end -->c";
+        let page = "a\n<!-- networks -->old<!-- end -->b<!-- ops -->old<!-- end -->\
+                    <!-- door -->old<!-- end -->c";
         let all = json!({ "networks": [], "door": {} });
         let new = tables(page, &all).unwrap();
         assert!(new.starts_with("a\n<!-- networks -->") && new.ends_with("<!-- end -->c"));
         assert!(!new.contains("old") && new.contains("| network |"));
         assert!(tables("no marks", &all).is_err());
+    }
+
+    #[test]
+    fn operators_of_a_kind_are_summed() {
+        let line = |op: &str, ms: f64, speed: f64| {
+            json!({ "op": op, "name": "n", "ms": ms, "gmac_per_s": speed,
+                    "share_of_peak": speed / 50.0 })
+        };
+        let small = json!({ "op": "Tiny", "name": "n", "ms": 0.01 });
+        let total = json!({ "model": "m", "p50_ms": 4.0 });
+        let lines = [small, line("Conv", 1.0, 40.0), line("Conv", 3.0, 20.0), total];
+        let all = json!({ "ops": { "net": kinds_of_ops(&lines) } });
+        let table = ops_table(&all);
+        assert!(table.contains("| net | Conv | 2 | 4.00 | 100 % | 25.0 | 50 % |\n"), "{table}");
+        assert!(table.ends_with("| net | others | 1 | 0.01 | 0 % | | |\n"), "{table}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod arm;
 mod bench;
+mod count;
 mod cuts;
 mod dist;
 mod emulate;
@@ -64,6 +65,22 @@ enum Cli {
         #[arg(long)]
         clip: Vec<String>,
     },
+    /// Count the instructions that every network executes on aarch64, ours and plain tract's;
+    /// writes docs/instructions.json and the table in docs/performance.md.
+    ///
+    /// Needs a C compiler, qemu-aarch64 with plugins (Debian's qemu-user; the static one of
+    /// qemu-user-static has none) and what `arm` needs. Fourteen emulated inferences a network: long.
+    Count {
+        /// `pawlatch` for aarch64; built if it is not named.
+        #[arg(long)]
+        program: Option<PathBuf>,
+        /// The emulator.
+        #[arg(long, default_value = "qemu-aarch64")]
+        qemu: PathBuf,
+        /// Only the networks with these names.
+        #[arg(long)]
+        network: Vec<String>,
+    },
     /// Run the kernels' tests under valgrind's memcheck: no read or write outside what was
     /// allocated, and nothing decided by memory that was not written.
     ///
@@ -104,11 +121,13 @@ fn main() -> Result<()> {
         }
         Cli::Bench { frames } => bench::run(&root, frames),
         Cli::Arm { program, here, clip } => arm::run(&root, program, here, &clip),
+        Cli::Count { program, qemu, network } => count::run(&root, program, &qemu, &network),
         Cli::Memcheck => {
             let runner = format!("CARGO_TARGET_{}_RUNNER", env!("HOST")).replace('-', "_");
             run(cargo_command()
                 .args(["test", "--workspace", "--lib", "kernel_tests"])
                 .env(runner.to_uppercase(), "valgrind --quiet --error-exitcode=9")
+                .env("PAWLATCH_SLOW_CPU", "yes")
                 .current_dir(&root))
         }
         Cli::Dist(args) => dist::run(&root, &args),

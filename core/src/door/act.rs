@@ -1,6 +1,6 @@
 //! Acting: one transition a step at most.
 
-use super::look::Findings;
+use super::look::{Findings, Identity};
 use super::{Door, Observation, Request, State};
 use crate::event::{Event, Fault, Relock, Verdict, What, Whom};
 use crate::policy::Ruling;
@@ -194,7 +194,7 @@ impl Door {
                 }
             }
             State::Scheduled { .. } => {
-                if found.rule == Ruling::Allowed {
+                if found.hours == Ruling::Allowed {
                     events.push(Event { at: now, what: What::ScheduleReleased });
                     self.enter_rest(now, found, events);
                 }
@@ -217,11 +217,13 @@ impl Door {
 
     /// The locked states in which the camera decides.
     fn advance_resting(&mut self, now: Uptime, found: &Findings, events: &mut Vec<Event>) {
-        if found.rule != Ruling::Allowed {
+        if found.hours != Ruling::Allowed {
             self.enter_scheduled(now, events);
             return;
         }
         if found.all_proofs() {
+            self.let_in = found.who.as_ref().map(|who| who.candidates.clone());
+            tell_who(now, found, events);
             self.enter_open(now, Whom::Dog, events);
             return;
         }
@@ -230,7 +232,12 @@ impl Door {
             (Some(class), State::Refused { since, class: before, .. }) if class == before => {
                 self.state = State::Refused { since, class, until: now + s.refuse_for };
             }
-            (Some(class), _) => self.enter_refused(now, class, events),
+            (Some(class), _) => {
+                if class == Class::Dog {
+                    tell_who(now, found, events);
+                }
+                self.enter_refused(now, class, events);
+            }
             // A cat is remembered; anything else is forgotten as soon as it is no longer seen.
             (None, State::Refused { class: Class::Cat, until, .. }) if now < until => {}
             (None, State::Refused { .. }) => self.enter_rest(now, found, events),
@@ -294,6 +301,16 @@ impl Door {
     }
 }
 
+/// Tells which dog it is, where a rule depends on it.
+fn tell_who(now: Uptime, found: &Findings, events: &mut Vec<Event>) {
+    if let Some(who) = &found.who {
+        let Identity { candidates, likeness, needed, .. } = who;
+        let animals = candidates.clone();
+        let what = What::Recognised { animals, likeness: *likeness, needed: *needed };
+        events.push(Event { at: now, what });
+    }
+}
+
 /// How often the door tries to lock before it calls for help.
 const RELOCK_ATTEMPTS: u8 = 2;
 
@@ -346,7 +363,7 @@ impl Door {
         if self.hold_locked {
             self.state = State::HeldLocked { since: now };
             events.push(Event { at: now, what: What::HeldLocked });
-        } else if found.rule != Ruling::Allowed {
+        } else if found.hours != Ruling::Allowed {
             self.enter_scheduled(now, events);
         } else if found.busy {
             self.state = State::Watching { since: now };

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{Door, JournalHealth, Observation, Position, Proof, ProofKind, State, VisionHealth};
-use crate::event::{Event, Fault, What};
+use crate::event::{Event, Fault, What, Whom, recognised};
 use crate::frame::PictureHealth;
-use crate::policy::{Ruling, Way};
+use crate::policy::{Ruling, Subject, Way};
 use crate::sight::Class;
-use crate::track::Track;
+use crate::track::{LOOKS_NEEDED, Track};
 use crate::units::Uptime;
 
 /// What one look at all inputs finds, before anything is changed.
@@ -22,10 +22,28 @@ pub(super) struct Findings {
     pub refused: Option<Class>,
     /// Nothing in view forbids that it stays open.
     pub may_stay_open: bool,
+    /// Which dog it is, where a rule depends on it.
+    pub who: Option<Identity>,
+    /// What the rules say about the dog that is there; without one, about dogs.
     pub rule: Ruling,
+    /// What they say about dogs, whichever comes: nobody else needs to be looked at if none may.
+    pub hours: Ruling,
     pub way_out: Ruling,
     pub fault: Option<Fault>,
     pub seen_locked: bool,
+}
+
+/// Which dog it is.
+pub(super) struct Identity {
+    /// Every animal it may be; none: an unknown dog.
+    pub candidates: Vec<String>,
+    /// How like the likeliest animal it is.
+    pub likeness: f32,
+    /// Likeness from which a dog is taken for an animal.
+    pub needed: f32,
+    /// Whether enough was seen of it to say so.
+    pub settled: bool,
+    words: String,
 }
 
 impl Findings {
@@ -86,26 +104,104 @@ impl Door {
             Some(Class::Cat)
         } else if s.person_vetoes && strongest(Class::Person) >= accept {
             Some(Class::Person)
+        } else if target.is_some_and(|t| self.is_kept_out(t, seen)) {
+            Some(Class::Dog)
         } else {
             let settled = |t: &&Track| t.dog <= reject && t.other > t.person.max(t.cat);
             seen.tracks.iter().find(settled).map(|_| Class::Other)
         };
-        let rule = self.policy.ruling(Class::Dog, Way::In, seen.wall);
-        let proofs = self.proofs(now, seen, target, &rule);
+        let who = target.and_then(|t| self.identify(t));
+        let hours = self.policy.ruling_for_dogs(&self.roll.names, Way::In, seen.wall);
+        let rule = self.rule(who.as_ref(), &hours, seen);
+        let mut proofs = self.proofs(now, seen, target, &rule);
+        if self.policy.tells_dogs_apart() {
+            proofs.push(identity_proof(who.as_ref()));
+            proofs.push(Proof::plain(
+                ProofKind::NoOtherDog,
+                !self.other_dog(target, seen),
+                "another dog is in view that may not come in",
+            ));
+        }
         let holds = |kind| proofs.iter().any(|p| p.proof == kind && p.passed);
-        use ProofKind::{Agreement, FreshFrame, NoCat, NoPerson, Picture};
+        use ProofKind::{Agreement, FreshFrame, NoCat, NoOtherDog, NoPerson, Picture};
+        let others = !self.policy.tells_dogs_apart() || holds(NoOtherDog);
         Findings {
             target: target.map(|t| t.id),
             busy: !seen.tracks.is_empty(),
             cat: !holds(NoCat),
             refused,
-            may_stay_open: [FreshFrame, Picture, NoCat, NoPerson, Agreement].into_iter().all(holds),
-            way_out: self.policy.ruling(Class::Dog, Way::Out, seen.wall),
+            may_stay_open: others
+                && [FreshFrame, Picture, NoCat, NoPerson, Agreement].into_iter().all(holds),
+            way_out: self.policy.ruling(Subject::Any(Class::Dog), Way::Out, seen.wall),
+            who,
             rule,
+            hours,
             fault: self.broken(now, seen),
             seen_locked: self.seen_locked(now, seen),
             proofs,
         }
+    }
+
+    /// Which dog `track` is; `None` if no rule depends on it.
+    fn identify(&self, track: &Track) -> Option<Identity> {
+        if !self.policy.tells_dogs_apart() {
+            return None;
+        }
+        let (roll, likeness) = (&self.roll, &track.likeness);
+        let settled = roll.is_empty() || track.looks >= LOOKS_NEEDED;
+        let candidates = if settled { roll.candidates(likeness) } else { Vec::new() };
+        let nearest = roll.likeliest(likeness);
+        let (value, needed) = (nearest.map_or(-1.0, |(_, likeness)| likeness), roll.needed);
+        let words = match nearest {
+            _ if roll.is_empty() => {
+                "an unknown dog: no animal is enrolled for the model in use".to_owned()
+            }
+            _ if !settled => "not certain yet which dog it is".to_owned(),
+            Some((name, value)) if candidates.is_empty() => {
+                format!("an unknown dog: most like {name}, {value:.2}, {needed:.2} needed")
+            }
+            _ => recognised(&candidates, value, needed),
+        };
+        Some(Identity { candidates, likeness: value, needed, settled, words })
+    }
+
+    /// What the rules say about the dog that is there, or for whom the door is open.
+    fn rule(&self, who: Option<&Identity>, hours: &Ruling, seen: &Observation<'_>) -> Ruling {
+        let open = matches!(self.state, State::Open { whom: Whom::Dog, .. });
+        // Who was recognised may turn its back; the door stays open for whom it was opened.
+        let let_in = self.let_in.as_ref().filter(|_| open);
+        match let_in.or(who.map(|who| &who.candidates)) {
+            Some(candidates) => self.policy.ruling_for_dog(candidates, Way::In, seen.wall),
+            None => hours.clone(),
+        }
+    }
+
+    /// Whether `track` is a dog, settled which, that the rules keep out.
+    fn is_kept_out(&self, track: &Track, seen: &Observation<'_>) -> bool {
+        track.dog >= self.settings.budget.accept()
+            && self.identify(track).is_some_and(|who| who.settled && !self.admits(&who, seen))
+    }
+
+    fn admits(&self, who: &Identity, seen: &Observation<'_>) -> bool {
+        self.policy.ruling_for_dog(&who.candidates, Way::In, seen.wall) == Ruling::Allowed
+    }
+
+    /// Whether a dog beside `target` speaks against opening: one that may not come in, or of which
+    /// that is not certain yet. An open door is locked only for one of which it is certain, and
+    /// only beside another: who was let in may turn its back.
+    fn other_dog(&self, target: Option<&Track>, seen: &Observation<'_>) -> bool {
+        let open = self.state.wishes_unlocked();
+        let dogs = || seen.tracks.iter().filter(|t| t.dog >= self.settings.veto);
+        let beside = |t: &Track| {
+            if open { dogs().count() > 1 } else { !target.is_some_and(|o| o.id == t.id) }
+        };
+        dogs().any(|t| {
+            let forbidden = self.identify(t).is_some_and(|who| {
+                let certain = who.settled && self.admits(&who, seen);
+                if open { who.settled && !certain } else { !certain }
+            });
+            forbidden && beside(t)
+        })
     }
 
     fn proofs(
@@ -217,6 +313,17 @@ impl Door {
         } else {
             None
         }
+    }
+}
+
+fn identity_proof(who: Option<&Identity>) -> Proof {
+    let words = who.map_or("no dog whose likeness could be told", |who| &who.words);
+    Proof {
+        proof: ProofKind::Identity,
+        passed: who.is_some_and(|who| who.settled),
+        value: who.map(|who| who.likeness),
+        limit: who.map(|who| who.needed),
+        words: Some(words.to_owned()),
     }
 }
 

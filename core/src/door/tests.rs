@@ -1,8 +1,10 @@
 //! One test per transition through one `check`, and every state met with every kind of input.
 
+mod animals;
+
 use super::*;
 use crate::event::What;
-use crate::policy::{Effect, Rule, Schedule};
+use crate::policy::{Effect, Rule, Schedule, Who};
 use crate::track::Track;
 use crate::units::Rect;
 
@@ -72,6 +74,8 @@ fn track(class: Class, evidence: f32) -> Track {
         other: of(Class::Other),
         doubt: 0.0,
         in_approach: true,
+        likeness: Vec::new(),
+        looks: 0.0,
     }
 }
 
@@ -106,7 +110,7 @@ fn door(policy: Policy) -> Door {
 fn night_curfew() -> Policy {
     let rule = |name: &str, effect, when| Rule {
         name: name.to_owned(),
-        who: Class::Dog,
+        who: Who::Class(Class::Dog),
         ways: Vec::new(),
         effect,
         when,

@@ -30,6 +30,7 @@ pub use model::{Model, Precision, sha256};
 pub use network::NetworkError;
 
 use crate::frame::Frame;
+use crate::identity::Gallery;
 use crate::sight::{Class, Detection, Sighting};
 use crate::units::{Rect, Score};
 
@@ -130,6 +131,7 @@ pub enum VisionError {
 pub struct Vision {
     classifier: Option<Classifier>,
     finder: Finder,
+    gallery: Gallery,
 }
 
 /// What says where things are.
@@ -151,7 +153,14 @@ impl Vision {
             (None, None) => return Err(VisionError::NoModel),
         };
         let classifier = classifier.map(Classifier::new).transpose()?;
-        Ok(Self { classifier, finder })
+        Ok(Self { classifier, finder, gallery: Gallery::default() })
+    }
+
+    /// With animals to recognise: every dog is held against them. Their embeddings must be of
+    /// this classifier.
+    #[must_use]
+    pub fn knowing(self, gallery: Gallery) -> Self {
+        Self { gallery, ..self }
     }
 
     /// The classifier, if there is one.
@@ -204,6 +213,7 @@ impl Vision {
             let (asked, most) =
                 if person { (&mut persons, MAX_PERSONS) } else { (&mut animals, MAX_CROPS) };
             let asks = |c: &&mut Classifier| *asked < most && c.can_judge(detection.class);
+            let mut likeness = Vec::new();
             let classification = match self.classifier.as_mut().filter(asks) {
                 Some(classifier) => {
                     *asked += 1;
@@ -214,11 +224,15 @@ impl Vision {
                     if by_heat && answer.probs.best() == Class::Nothing {
                         continue;
                     }
+                    let dog = !person && !answer.rejected && answer.probs.best() == Class::Dog;
+                    if let Some(features) = answer.embedding.as_ref().filter(|_| dog) {
+                        likeness = self.gallery.likenesses(features);
+                    }
                     Some(answer.classification())
                 }
                 None => None,
             };
-            let sighting = Sighting { detection, classification };
+            let sighting = Sighting { detection, classification, likeness };
             if person && sighting.joint() < PERSON_FLOOR {
                 continue;
             }

@@ -19,9 +19,9 @@ use crate::sight::Class;
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// [`Precision::Int8`] where that was measured to be faster, else floats.
-    #[default]
     Auto,
     /// 32-bit floats.
+    #[default]
     Float,
     /// 8-bit integers where the manifest has ranges and the CPU has instructions; else floats.
     Int8,

@@ -12,6 +12,7 @@ use jiff::ZonedDateTime;
 use pawlatch_core::door::{Decision, LatchReport, Request, VisionHealth};
 use pawlatch_core::event::{Verdict, What};
 use pawlatch_core::frame::Frame;
+use pawlatch_core::identity::Roll;
 use pawlatch_core::keeper::{Input, Keeper};
 use pawlatch_core::sight::Sightings;
 use pawlatch_core::track::Track;
@@ -105,6 +106,12 @@ impl<L: LatchPort, R: Recorder> Appliance<L, R> {
     /// An appliance that has not ticked.
     pub const fn new(keeper: Keeper, latch: L, recorder: R) -> Self {
         Self { latch, keeper, recorder, visit: None }
+    }
+
+    /// With animals that rules can be about.
+    #[must_use]
+    pub fn knowing(self, roll: Roll) -> Self {
+        Self { keeper: self.keeper.knowing(roll), ..self }
     }
 
     /// One control cycle.

@@ -8,15 +8,20 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use pawlatch_core::eye::Eye;
 use pawlatch_core::frame::Frame;
+use pawlatch_core::identity::Gallery;
+use pawlatch_core::units::Rect;
 
 use pawlatch::appliance::{self, Asker, Ended, Live};
 use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::journal::Journal;
 use pawlatch::latch::LatchThread;
+use pawlatch::models::InUse;
+use pawlatch::owner::animals::Animals;
 use pawlatch::owner::{Link, Owner, access};
 use pawlatch::panel::Panel;
 use pawlatch::releases::{Probation, Releases};
+use pawlatch::shadow::Shadow;
 use pawlatch::{camera, intent, latch, lines, systemd};
 
 use super::{Common, Outcome, chain};
@@ -69,7 +74,9 @@ fn run_once(
         tracing::info!(model = %m.name, version = %m.version, task = %m.task, sha256 = %m.sha256,
             "model in use");
     }
-    let mut eye = Eye::new(config.gate.clone(), in_use.vision()?);
+    let gallery = gallery(config, &in_use);
+    let roll = gallery.roll().clone();
+    let mut eye = Eye::new(config.gate.clone(), in_use.vision()?.knowing(gallery));
     let pool = config.models.pool().context("cannot start the networks' threads")?;
     let journal =
         Journal::start(config.journal.clone(), clock).context("cannot start the journal thread")?;
@@ -77,6 +84,7 @@ fn run_once(
     let (asker, requests) = appliance::requests();
     let panel = panel(config, asker.clone(), clock)?;
     let motion = panel.motion();
+    let mut shadow = shadow(common, config, &in_use, eye.region(), &journal);
     owner.link(Link {
         asker,
         scribe: journal.scribe(),
@@ -86,7 +94,7 @@ fn run_once(
     let look_house = Arc::clone(&house);
     let live = Live {
         latch,
-        keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()),
+        keeper: appliance::keeper(config, intent::load(&intent_path), clock.now()).knowing(roll),
         source: camera::open(&config.camera, clock)?,
         look: move |frame: &Frame| {
             if motion.is_active() {
@@ -97,7 +105,11 @@ fn run_once(
                 look_house.metrics.lap(stage, began.elapsed());
                 began = Instant::now();
             };
-            pool.install(|| eye.look(frame, &mut lap)).map_err(Into::into)
+            let sightings = pool.install(|| eye.look(frame, &mut lap))?;
+            if let Some(shadow) = &mut shadow {
+                shadow.show(frame, &sightings.seen);
+            }
+            Ok(sightings)
         },
         journal,
         intent_path: Some(intent_path),
@@ -120,6 +132,49 @@ fn run_once(
         Ended::SourceEnded => tracing::info!("the recording that served as camera is over"),
     }
     Ok(())
+}
+
+/// The candidate model that looks on, if there is one. Whatever is wrong with it, the door runs.
+fn shadow(
+    common: &Common,
+    config: &Config,
+    in_use: &InUse,
+    region: Rect,
+    journal: &Journal,
+) -> Option<Shadow> {
+    let candidate = common.models_of(&config.models).map(|models| models.shadow());
+    let candidate = match candidate {
+        Ok(Ok(candidate)) => candidate?,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the candidate model cannot look on");
+            return None;
+        }
+        Err(_) => return None,
+    };
+    tracing::info!(model = %candidate.id(), "looks on beside the models in use");
+    let (dir, scribe) = (config.journal.dir.clone(), journal.scribe());
+    let started = Shadow::start(candidate, in_use.clone(), region, dir, scribe);
+    started.map_err(|error| tracing::warn!(%error, "the candidate model cannot look on")).ok()
+}
+
+/// The animals that can be recognised with the models in use, if a rule depends on it. Whatever
+/// keeps one from being known, the door is locked to it.
+pub(super) fn gallery(config: &Config, in_use: &InUse) -> Gallery {
+    let Some(classifier) = in_use.classifier.as_ref().filter(|_| config.policy.tells_dogs_apart())
+    else {
+        return Gallery::default();
+    };
+    match Animals::open(&config.journal.dir) {
+        Ok(animals) => {
+            let gallery = animals.gallery(classifier);
+            tracing::info!(known = ?gallery.roll().names, "animals that rules can be about");
+            gallery
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the animals cannot be read; every dog is an unknown one");
+            Gallery::default()
+        }
+    }
 }
 
 /// `pawlatch password`: reads the new password from standard input.

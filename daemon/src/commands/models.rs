@@ -1,4 +1,4 @@
-//! `model list|verify|use|add|fetch|rollback|pack|quantise`.
+//! `model list|verify|use|shadow|add|fetch|rollback|pack|quantise`.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -8,7 +8,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use pawlatch::bundle;
+use pawlatch::exam::Marks;
 use pawlatch::models::{Added, Entry, FETCHABLE, MANIFEST_FILE, ModelsError, Permit, Step};
+use pawlatch::owner::animals::THRESHOLD_FILE;
 use pawlatch_core::units::Rect;
 use pawlatch_core::vision::{Classifier, Detector, Framing, Task};
 
@@ -24,6 +26,8 @@ pub enum ModelCommand {
     /// Verify models: manifest, SHA-256 of the network, and one run on a made-up picture.
     Verify(VerifyArgs),
     /// Verify a model and use it from now on.
+    ///
+    /// It is refused if it does worse in the exam than what is in use, which then stays so.
     Use(UseArgs),
     /// Add a model from a signed bundle and use it from now on.
     ///
@@ -34,6 +38,14 @@ pub enum ModelCommand {
     ///
     /// The file must have the SHA-256 that this program knows.
     Fetch(FetchArgs),
+    /// Have a model look on beside those in use: it is compared, and decides nothing.
+    ///
+    /// The page shows where they disagree. Without a name, none looks on any longer.
+    Shadow {
+        /// Which model.
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Go back to the models that were in use before.
     Rollback,
     /// Make a bundle of a model directory.
@@ -134,6 +146,9 @@ pub struct UseArgs {
     /// Use nothing beside it.
     #[arg(long)]
     alone: bool,
+    /// Use it without the exam.
+    #[arg(long)]
+    without_exam: bool,
 }
 
 #[derive(Serialize)]
@@ -155,7 +170,8 @@ pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
         ModelCommand::Verify(args) => verify(args, common),
         ModelCommand::Use(args) => {
             let dir = common.models()?;
-            let entry = dir.put_in_use(&args.name, args.alone)?;
+            let (entry, marks) = dir.put_in_use(&args.name, args.alone, args.without_exam)?;
+            tell_marks(marks.as_ref());
             say(&format!("{} is now the {} in use", args.name, entry.manifest.task))?;
             Ok(Outcome::Done)
         }
@@ -172,6 +188,14 @@ pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
             })?;
             let (url, permit) = (args.url.as_deref(), args.permit.permit());
             added(&common.models()?.fetch(model, url, permit, &mut tell_step)?, common)
+        }
+        ModelCommand::Shadow { name } => {
+            common.models()?.put_in_shadow(name.as_deref())?;
+            say(&match name {
+                Some(name) => format!("{name} looks on beside the models in use; restart the door"),
+                None => "no model looks on; restart the door".to_owned(),
+            })?;
+            Ok(Outcome::Done)
         }
         ModelCommand::Rollback => {
             let in_use = common.models()?.roll_back()?;
@@ -201,13 +225,17 @@ fn tell_step(step: Step) {
     eprintln!("{done}");
 }
 
-fn added(added: &Added, common: &Common) -> Result<Outcome> {
-    if let Some((new, old)) = &added.marks {
+fn tell_marks(marks: Option<&(Marks, Marks)>) {
+    if let Some((new, old)) = marks {
         eprintln!(
             "exam of {} pictures: {} mistaken, {} missed; before: {} mistaken, {} missed",
             new.pictures, new.mistaken, new.missed, old.mistaken, old.missed
         );
     }
+}
+
+fn added(added: &Added, common: &Common) -> Result<Outcome> {
+    tell_marks(added.marks.as_ref());
     let Added { id, task, .. } = added;
     say(&format!("{id} is now the {task} in use; restart the door"))?;
     // The configuration has the last word, so it may hide what was just done.
@@ -222,8 +250,10 @@ fn pack(args: &PackArgs) -> Result<Outcome> {
     let model = Entry::open(&args.dir)?;
     model.verify()?;
     let mut names = vec![MANIFEST_FILE.to_owned(), model.manifest.file.clone()];
-    if args.dir.join("README.md").is_file() {
-        names.push("README.md".to_owned());
+    for beside in ["README.md", THRESHOLD_FILE] {
+        if args.dir.join(beside).is_file() {
+            names.push(beside.to_owned());
+        }
     }
     let manifest = bundle::Manifest {
         bundle: bundle::FORMAT,

@@ -16,6 +16,7 @@ use pawlatch::models::InUse;
 use pawlatch::replay::{Moment, Player, Summary, Tally, in_words};
 use pawlatch::report::{Chapter, Story};
 
+use super::door::gallery;
 use super::{Common, Outcome, Usage, say, say_json};
 
 /// Decide on recorded frames in virtual time, the same way every time
@@ -81,8 +82,10 @@ fn replay_source(args: &ReplayArgs, common: &Common) -> Result<Outcome> {
     };
     let mut source = camera::open(&settings, Clock::start())?;
     let in_use = common.in_use_of(&config.models)?;
-    let eye = Eye::new(config.gate.clone(), in_use.vision()?);
-    let mut player = Player::new(eye, &config, args.at.clone());
+    let gallery = gallery(&config, &in_use);
+    let roll = gallery.roll().clone();
+    let eye = Eye::new(config.gate.clone(), in_use.vision()?.knowing(gallery));
+    let mut player = Player::new(eye, &config, args.at.clone()).knowing(roll);
     let mut chapter =
         args.report.as_ref().map(|_| Chapter::new(&args.source, &about(args), &config.door));
     let mut tally = Tally::default();

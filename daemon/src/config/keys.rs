@@ -1,7 +1,7 @@
 //! Every key of the configuration, once: its name, type, default and what it means. The sample
 //! file, the documentation and the list of known keys all follow from these declarations.
 
-use pawlatch_core::policy::{Effect, Rule};
+use pawlatch_core::policy::{Effect, Rule, Who};
 use pawlatch_core::sight::Class;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ section! {
         /// What the networks compute with: `float`, `int8` or `auto`. `int8` holds for models whose
         /// manifest has ranges, on processors with instructions for it, and else means `float`;
         /// `auto` is `int8` where that was measured to be faster.
-        precision: String = "auto".to_owned(),
+        precision: String = "float".to_owned(),
     }
 }
 
@@ -262,13 +262,13 @@ section! {
     PolicyKeys {
         /// Time zone of the rules, such as `Europe/Berlin`. Empty: that of the system.
         time_zone: String = String::new(),
-        /// Rules, in any order; deny beats allow. `who` is dog, cat, person or other; `effect`
-        /// allow or deny; `ways` in, out (both if absent); `when` a range of local time with
+        /// Rules, in any order; deny beats allow. `who` is dog, cat, person, other, `dog:NAME` (an
+        /// animal of the house, docs/owner.md) or `unknown dog`; `effect` allow or deny; `ways` in, out (both if absent); `when` a range of local time with
         /// `from`, `to` and `days`. Coming in needs a rule that allows it; leaving is free unless
         /// a rule denies it.
         rules: Vec<Rule> = vec![Rule {
             name: "dogs".to_owned(),
-            who: Class::Dog,
+            who: Who::Class(Class::Dog),
             ways: Vec::new(),
             effect: Effect::Allow,
             when: None,

@@ -61,6 +61,21 @@ pub struct StoredPicture {
     pub bytes: u64,
 }
 
+/// A picture on which a candidate model and the models in use said different things.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredDisagreement {
+    /// Number of its file.
+    pub id: i64,
+    /// The approach it was seen in.
+    pub approach: i64,
+    /// The picture.
+    pub path: PathBuf,
+    /// What the models in use gave as the probability of a dog.
+    pub in_use_says: f32,
+    /// What the candidate gave.
+    pub candidate_says: f32,
+}
+
 /// A line of the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredAudit {
@@ -187,6 +202,30 @@ impl Archive {
         })
     }
 
+    /// The newest `limit` disagreements of the candidate with this hash, newest first.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn disagreements(
+        &self,
+        candidate: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredDisagreement>, JournalError> {
+        let sql = "SELECT f.id, f.approach, f.name, d.in_use_says, d.candidate_says, d.candidate \
+                   FROM disagreements d JOIN files f ON f.id = d.file \
+                   WHERE f.id > ?1 ORDER BY f.id DESC";
+        let all = self.rows(sql, 0, |row| {
+            let says = |n| row.get::<_, f64>(n).map(|says| says as f32);
+            let path = self.dir.join(files::DIR).join(row.get::<_, String>(2)?);
+            let (id, approach) = (row.get(0)?, row.get(1)?);
+            let (in_use_says, candidate_says) = (says(3)?, says(4)?);
+            let found = StoredDisagreement { id, approach, path, in_use_says, candidate_says };
+            Ok((row.get::<_, String>(5)?, found))
+        })?;
+        let of_it = all.into_iter().filter(|(of, _)| of == candidate);
+        Ok(of_it.map(|(_, found)| found).take(limit).collect())
+    }
+
     /// One approach with its files; `None` if there is no such approach.
     ///
     /// # Errors
@@ -222,7 +261,7 @@ impl Archive {
         for (kind, file) in files {
             if kind == "recording" {
                 approach.recording = Some(file.path);
-            } else {
+            } else if kind == "picture" {
                 approach.pictures.push(file);
             }
         }

@@ -21,8 +21,10 @@ use pawlatch_core::frame::Frame;
 use pawlatch_core::units::Uptime;
 use thiserror::Error;
 
-pub use archive::{Archive, Gap, StoredApproach, StoredAudit, StoredEvent, StoredPicture};
-pub use note::{Audit, Note};
+pub use archive::{
+    Archive, Gap, StoredApproach, StoredAudit, StoredDisagreement, StoredEvent, StoredPicture,
+};
+pub use note::{Audit, Disagreement, Note};
 pub use recording::{MAX_STEPS, Recording, RecordingError, Replayed, Step};
 pub use store::Store;
 pub use writer::{Journal, QUEUE, Scribe};

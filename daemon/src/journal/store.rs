@@ -10,7 +10,7 @@ use pawlatch_core::event::{self, What};
 use rusqlite::{Connection, Transaction, params};
 
 use super::files::{self, Files};
-use super::{Audit, Entry, JournalError, JournalSettings, Note, Stamped};
+use super::{Audit, Disagreement, Entry, JournalError, JournalSettings, Note, Stamped};
 
 /// Name of the database in the journal's directory.
 pub(super) const DATABASE: &str = "journal.db";
@@ -74,6 +74,14 @@ const MIGRATIONS: &[&str] = &[
         approach INTEGER PRIMARY KEY REFERENCES approaches (id),
         wall TEXT NOT NULL,
         class TEXT NOT NULL             -- what the owner says it was
+    ) STRICT;
+",
+    "
+    CREATE TABLE disagreements (
+        file INTEGER PRIMARY KEY REFERENCES files (id) ON DELETE CASCADE,
+        candidate TEXT NOT NULL,        -- hash of the candidate model
+        in_use_says REAL NOT NULL,      -- probability of a dog
+        candidate_says REAL NOT NULL
     ) STRICT;
 ",
 ];
@@ -279,14 +287,32 @@ impl Write<'_> {
             Note::Label { approach: of, class: None } => {
                 self.execute("DELETE FROM labels WHERE approach = ?1", params![of])?;
             }
+            Note::Disagreement(disagreement) => {
+                if let Some(approach) = approach {
+                    self.disagreement(disagreement, approach)?;
+                }
+            }
             Note::Wipe => {
-                for table in ["labels", "files", "events", "approaches", "gaps"] {
+                for table in ["disagreements", "labels", "files", "events", "approaches", "gaps"] {
                     self.execute(&format!("DELETE FROM {table}"), [])?;
                 }
                 return Ok(None);
             }
         }
         Ok(approach)
+    }
+
+    fn disagreement(&self, found: &Disagreement, approach: i64) -> Result<(), JournalError> {
+        let at = found.frame.captured_at().as_millis();
+        let (bytes, ending) = files::encoded(&found.frame);
+        self.file(approach, "disagreement", at, &format!("shadow.{ending}"), &bytes)?;
+        let says = [found.in_use_says, found.candidate_says].map(|says| f64::from(says.get()));
+        self.execute(
+            "INSERT OR REPLACE INTO disagreements (file, candidate, in_use_says, candidate_says)
+             SELECT id, ?3, ?4, ?5 FROM files
+             WHERE approach = ?1 AND at_ms = ?2 AND kind = 'disagreement'",
+            params![approach, at as i64, found.candidate, says[0], says[1]],
+        )
     }
 
     fn begin(&self, at_ms: u64) -> Result<i64, JournalError> {

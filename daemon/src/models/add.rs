@@ -22,7 +22,7 @@ const STAGING_DIR: &str = ".staging";
 /// File that is locked while the directory is changed.
 const LOCK_FILE: &str = ".lock";
 
-/// Why a model was not added. What was in use still is.
+/// Why a model was not added or put in use. What was in use still is.
 #[derive(Debug, Error)]
 pub enum AddError {
     /// It cannot be used, or the directory is wrong.
@@ -222,6 +222,41 @@ impl ModelsDir {
         self.finish(entry, permit, each)
     }
 
+    /// Uses the model called `name` for what it does, after it was verified and, unless
+    /// `unexamined`, did no worse in the exam than what is in use; the model of the other kind
+    /// stays in use unless `alone`. `active.toml` is replaced in one step: a crash leaves the old
+    /// or the new one.
+    ///
+    /// # Errors
+    /// If the model cannot be used, does worse, or the file cannot be written; what was in use
+    /// still is.
+    pub fn put_in_use(
+        &self,
+        name: &str,
+        alone: bool,
+        unexamined: bool,
+    ) -> Result<(Entry, Option<(Marks, Marks)>), AddError> {
+        let _staging = Staging::begin(&self.root)?;
+        let entry = self.entry(name)?;
+        entry.verify()?;
+        let before = match self.active() {
+            Err(_) if alone => None,
+            active => active?,
+        };
+        let beside = if alone { InUse::default() } else { self.in_use().unwrap_or_default() };
+        // As a whole it must load, or the door could not start.
+        let then = with(&beside, &entry);
+        then.vision()?;
+        let marks = if unexamined { None } else { self.examine(&then, &entry.id())? };
+        self.choose(&entry, before, alone)?;
+        Ok((entry, marks))
+    }
+
+    /// Whether there is something to go back to.
+    pub fn has_previous(&self) -> bool {
+        self.active().ok().flatten().is_some_and(|active| active.previous.is_some())
+    }
+
     /// Goes back to what was in use before; what is in use now can be gone back to in turn.
     /// Gives what is in use then.
     ///
@@ -238,6 +273,8 @@ impl ModelsDir {
             ..InUse::default()
         };
         in_use.entries().try_for_each(|entry| entry.verify().map(|_| ()))?;
+        in_use.vision()?;
+        now.shadow = None;
         before.previous = Some(Box::new(now));
         self.write_active(&before)?;
         Ok(in_use)
@@ -262,7 +299,11 @@ impl ModelsDir {
         staged.verify()?;
         each(Step::Verified);
         let id = format!("{name}@{new}");
-        let marks = if permit.unexamined { None } else { self.examine(&staged, &id)? };
+        let marks = if permit.unexamined {
+            None
+        } else {
+            self.examine(&with(&self.in_use().unwrap_or_default(), &staged), &id)?
+        };
         each(Step::Examined);
         let before = self.active()?.or_else(|| self.the_only_ones().ok().as_ref().map(Active::of));
         if let Some(before) = &before {
@@ -277,18 +318,13 @@ impl ModelsDir {
         Ok(Added { id, task, marks })
     }
 
-    /// The marks of the models in use with `staged` among them, and of those in use now; `None`
-    /// if nothing is in use that could be compared.
-    fn examine(&self, staged: &Entry, id: &str) -> Result<Option<(Marks, Marks)>, AddError> {
+    /// The marks of `then`, the models in use with the new one called `id` among them, and of
+    /// those in use now; `None` if nothing is in use that could be compared.
+    fn examine(&self, then: &InUse, id: &str) -> Result<Option<(Marks, Marks)>, AddError> {
         let Ok(now) = self.in_use() else { return Ok(None) };
-        let mut then = now.clone();
-        match staged.manifest.task {
-            Task::Classifier => then.classifier = Some(staged.clone()),
-            Task::Detector => then.detector = Some(staged.clone()),
-        }
-        // What is in use may be broken, which is a good reason to add another.
+        // What is in use may be broken, which is a good reason to use another.
         let Ok(now) = exam::examine(&now) else { return Ok(None) };
-        let then = exam::examine(&then)?;
+        let then = exam::examine(then)?;
         let worse = then.worse_than(&now);
         if worse.is_empty() {
             return Ok(Some((then, now)));
@@ -320,7 +356,8 @@ impl ModelsDir {
     fn prune(&self) -> Result<(), AddError> {
         let active = self.active()?.unwrap_or_default();
         let previous = active.previous.as_deref().cloned().unwrap_or_default();
-        let kept = [active.classifier, active.detector, previous.classifier, previous.detector];
+        let Active { classifier, detector, shadow, .. } = active;
+        let kept = [classifier, detector, shadow, previous.classifier, previous.detector];
         for entry in self.entries()?.into_iter().flatten() {
             let id = entry.id();
             if id.contains('@') && !kept.iter().flatten().any(|kept| *kept == id) {
@@ -332,6 +369,16 @@ impl ModelsDir {
         }
         Ok(())
     }
+}
+
+/// `models` with `entry` among them.
+fn with(models: &InUse, entry: &Entry) -> InUse {
+    let mut models = models.clone();
+    match entry.manifest.task {
+        Task::Classifier => models.classifier = Some(entry.clone()),
+        Task::Detector => models.detector = Some(entry.clone()),
+    }
+    models
 }
 
 fn version_of(entry: &Entry) -> Result<Version, AddError> {

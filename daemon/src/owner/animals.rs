@@ -1,9 +1,9 @@
 //! The animals of the house: pictures of each, and who is in the pictures of a visit.
 //!
-//! Kept are pictures, not embeddings: with another model they are embedded anew, so nothing has
-//! to be enrolled again. Whether an answer means anything is measured for each model
-//! (`identity.json` beside it); without that measurement nobody is recognised. The answer is
-//! shown; the door does not act on it.
+//! Kept are pictures, and their embeddings with the hash of the network that made them; for
+//! another network they do not count until the owner enrols the pictures again. Whether an answer
+//! means anything is measured for each network (`identity.json` beside it); without that
+//! measurement nobody is recognised. The door acts on it where a rule names an animal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use pawlatch_core::frame::Frame;
-use pawlatch_core::identity::{Answer, Embedding, Threshold, who};
+use pawlatch_core::identity::{Embedding, Gallery, Threshold};
+use pawlatch_core::policy::is_animal_name;
 use pawlatch_core::sight::{Class, Sightings};
 use pawlatch_core::units::{Rect, Uptime};
 use pawlatch_core::vision::{CROP_PADDING, Classifier, Framing};
@@ -25,8 +26,11 @@ use crate::report::jpeg;
 const DIR: &str = "animals";
 /// The list of animals in it.
 const FILE: &str = "animals.json";
+/// Embeddings of the pictures by one network, and by the one before, for a model that is gone
+/// back to.
+const EMBEDDINGS_FILES: [&str; 2] = ["embeddings.json", "embeddings-before.json"];
 /// The threshold of a model, beside it.
-const THRESHOLD_FILE: &str = "identity.json";
+pub const THRESHOLD_FILE: &str = "identity.json";
 /// Animals, and pictures of one.
 pub const MAX_ANIMALS: usize = 12;
 /// Pictures of one animal that are kept, and from how many on it is worth asking.
@@ -88,6 +92,52 @@ pub struct Animal {
     pub pictures: Vec<String>,
 }
 
+/// What a picture is worth for knowing an animal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worth {
+    /// It shows something new.
+    Good,
+    /// Too dark.
+    Dark,
+    /// Too small or far away.
+    Small,
+    /// It shows nothing new; another side would.
+    Alike,
+    /// There are enough.
+    Enough,
+}
+
+/// Whether an animal can be recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It can.
+    Known,
+    /// It has too few pictures.
+    TooFew,
+    /// Its pictures were enrolled with another network and must be enrolled again.
+    Again,
+    /// How well the network in use tells dogs apart was not measured.
+    Unmeasured,
+}
+
+/// Whom the dog of a visit looks like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Looks {
+    /// Every animal it may be; none: an unknown dog.
+    pub animals: Vec<String>,
+    /// How like the likeliest it is.
+    pub likeness: f32,
+    /// What was applied.
+    pub threshold: Threshold,
+}
+
+/// Embeddings of pictures, by their names, and the network that made them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Enrolled {
+    sha256: String,
+    of: BTreeMap<String, Embedding>,
+}
+
 /// What became of pictures that were to be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Added {
@@ -103,11 +153,22 @@ pub struct Added {
     pub enough: usize,
 }
 
+impl Added {
+    const fn count(&mut self, worth: Worth) {
+        match worth {
+            Worth::Good => self.good += 1,
+            Worth::Dark => self.dark += 1,
+            Worth::Small => self.small += 1,
+            Worth::Alike => self.alike += 1,
+            Worth::Enough => self.enough += 1,
+        }
+    }
+}
+
 /// The network that embeds, loaded when it is first needed.
 #[derive(Default)]
 pub struct Recogniser {
     loaded: Option<(Entry, Classifier)>,
-    known: BTreeMap<String, Embedding>,
 }
 
 impl std::fmt::Debug for Recogniser {
@@ -159,46 +220,99 @@ impl Animals {
         models: &ModelsDir,
     ) -> Result<Added, AnimalsError> {
         let name = name.trim();
-        let sound = (1..=30).contains(&name.chars().count()) && !name.contains(char::is_control);
         let known = self.all.iter().position(|animal| animal.name == name);
-        if !sound || (known.is_none() && self.all.len() >= MAX_ANIMALS) {
+        if !is_animal_name(name) || (known.is_none() && self.all.len() >= MAX_ANIMALS) {
             return Err(AnimalsError::Name);
         }
         let n = known.unwrap_or_else(|| {
             self.all.push(Animal { name: name.to_owned(), pictures: Vec::new() });
             self.all.len() - 1
         });
-        recogniser.load(models)?;
-        let mut enrolled = self.embeddings(n, recogniser)?;
+        let mut enrolled = self.stored(&recogniser.load(models)?.manifest.sha256);
+        // What was enrolled with another network is enrolled again along with what is new.
+        self.embed_all(&self.all[n], &mut enrolled, recogniser)?;
         let mut added = Added::default();
         for (frame, rect) in pictures {
             let crop = rect.padded(CROP_PADDING);
-            let [x0, y0, x1, y1] = crop.to_pixels(frame.width(), frame.height());
-            let embedding = recogniser.embed(frame, crop)?;
-            if self.all[n].pictures.len() >= MAX_PICTURES {
-                added.enough += 1;
-            } else if (x1 - x0).min(y1 - y0) < SMALL {
-                added.small += 1;
-            } else if brightness(frame, [x0, y0, x1, y1]) < DARK {
-                added.dark += 1;
-            } else if let Some(embedding) = embedding
-                && enrolled.iter().all(|known| embedding.cosine(known) < ALIKE)
-            {
+            let (worth, embedding) = self.judge(name, frame, *rect, &enrolled, recogniser)?;
+            added.count(worth);
+            if let (Worth::Good, Some(embedding)) = (worth, embedding) {
                 let file = format!("{:016x}.jpg", unique(&self.all, frame.captured_at()));
-                replace(&self.dir.join(&file), &cut(frame, [x0, y0, x1, y1]))?;
-                self.all[n].pictures.push(file);
-                enrolled.push(embedding);
-                added.good += 1;
-            } else {
-                added.alike += 1;
+                let pixels = crop.to_pixels(frame.width(), frame.height());
+                replace(&self.dir.join(&file), &cut(frame, pixels))?;
+                self.all[n].pictures.push(file.clone());
+                enrolled.of.insert(file, embedding);
             }
         }
         if self.all[n].pictures.is_empty() {
             self.all.remove(n);
         } else {
             self.save()?;
+            self.keep(enrolled)?;
         }
         Ok(added)
+    }
+
+    /// What the dog at `rect` in `frame` would be worth for knowing the animal called `name`.
+    ///
+    /// # Errors
+    /// If the network fails.
+    pub fn worth(
+        &self,
+        name: &str,
+        frame: &Frame,
+        rect: Rect,
+        recogniser: &mut Recogniser,
+        models: &ModelsDir,
+    ) -> Result<Worth, AnimalsError> {
+        let enrolled = self.stored(&recogniser.load(models)?.manifest.sha256);
+        Ok(self.judge(name, frame, rect, &enrolled, recogniser)?.0)
+    }
+
+    fn judge(
+        &self,
+        name: &str,
+        frame: &Frame,
+        rect: Rect,
+        enrolled: &Enrolled,
+        recogniser: &mut Recogniser,
+    ) -> Result<(Worth, Option<Embedding>), AnimalsError> {
+        let pictures =
+            self.all.iter().find(|a| a.name == name).map_or(&[][..], |animal| &animal.pictures);
+        let crop = rect.padded(CROP_PADDING);
+        let [x0, y0, x1, y1] = crop.to_pixels(frame.width(), frame.height());
+        let plain = if pictures.len() >= MAX_PICTURES {
+            Some(Worth::Enough)
+        } else if (x1 - x0).min(y1 - y0) < SMALL {
+            Some(Worth::Small)
+        } else if brightness(frame, [x0, y0, x1, y1]) < DARK {
+            Some(Worth::Dark)
+        } else {
+            None
+        };
+        if let Some(worth) = plain {
+            return Ok((worth, None));
+        }
+        let embedding = Embedding::of(&recogniser.features(frame, crop)?);
+        let known = || pictures.iter().filter_map(|file| enrolled.of.get(file));
+        let new = embedding.as_ref().is_some_and(|e| known().all(|k| e.cosine(k) < ALIKE));
+        Ok((if new { Worth::Good } else { Worth::Alike }, embedding))
+    }
+
+    /// Enrols the pictures of every animal with the classifier in use.
+    ///
+    /// # Errors
+    /// If the network fails or something cannot be written.
+    pub fn enrol_again(
+        &self,
+        recogniser: &mut Recogniser,
+        models: &ModelsDir,
+    ) -> Result<(), AnimalsError> {
+        let mut enrolled = self.stored(&recogniser.load(models)?.manifest.sha256);
+        for animal in &self.all {
+            self.embed_all(animal, &mut enrolled, recogniser)?;
+        }
+        self.keep(enrolled)
     }
 
     /// Forgets an animal and its pictures; whether there was one.
@@ -223,26 +337,83 @@ impl Animals {
         known.then(|| read_limited(&self.dir.join(file), MAX_BYTES).ok()).flatten()
     }
 
-    fn embeddings(
-        &self,
-        n: usize,
-        recogniser: &mut Recogniser,
-    ) -> Result<Vec<Embedding>, AnimalsError> {
-        let mut found = Vec::new();
-        for file in &self.all[n].pictures {
-            if !recogniser.known.contains_key(file) {
-                let Ok(bytes) = read_limited(&self.dir.join(file), MAX_BYTES) else { continue };
-                let Ok(frame) = Frame::decode(bytes, Uptime::ZERO) else { continue };
-                let Some(embedding) = recogniser.embed(&frame, Rect::WHOLE)? else { continue };
-                recogniser.known.insert(file.clone(), embedding);
-            }
-            found.extend(recogniser.known.get(file).cloned());
-        }
-        Ok(found)
+    /// What was enrolled with the network `sha256`; empty if nothing was.
+    fn stored(&self, sha256: &str) -> Enrolled {
+        let read = |file: &&str| -> Option<Enrolled> {
+            let bytes = read_limited(&self.dir.join(file), MAX_BYTES).ok()?;
+            // One that is damaged is enrolled again, as if it were another network's.
+            serde_json::from_slice(&bytes).ok()
+        };
+        let found = EMBEDDINGS_FILES.iter().filter_map(read).find(|e| e.sha256 == sha256);
+        found.unwrap_or_else(|| Enrolled { sha256: sha256.to_owned(), of: BTreeMap::new() })
     }
 
-    /// Who is in these pictures, and the threshold that was applied. `None` if nobody has enough
-    /// pictures, no dog is in them, or the threshold was not measured for the model in use.
+    /// Keeps the embeddings of pictures that there still are; those of the network before stay.
+    fn keep(&self, mut enrolled: Enrolled) -> Result<(), AnimalsError> {
+        enrolled.of.retain(|file, _| self.all.iter().any(|animal| animal.pictures.contains(file)));
+        let [path, before] = EMBEDDINGS_FILES.map(|file| self.dir.join(file));
+        let there = read_limited(&path, MAX_BYTES).ok();
+        let there: Option<Enrolled> = there.and_then(|b| serde_json::from_slice(&b).ok());
+        if there.is_some_and(|there| there.sha256 != enrolled.sha256) {
+            fs::rename(&path, &before).map_err(|source| AnimalsError::File {
+                action: "rename",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        // Texts and numbers: JSON can always write them.
+        let text = serde_json::to_string(&enrolled).unwrap_or_default();
+        replace(&path, text.as_bytes())
+    }
+
+    fn embed_all(
+        &self,
+        animal: &Animal,
+        enrolled: &mut Enrolled,
+        recogniser: &mut Recogniser,
+    ) -> Result<(), AnimalsError> {
+        for file in &animal.pictures {
+            if enrolled.of.contains_key(file) {
+                continue;
+            }
+            let Ok(bytes) = read_limited(&self.dir.join(file), MAX_BYTES) else { continue };
+            let Ok(frame) = Frame::decode(bytes, Uptime::ZERO) else { continue };
+            let features = recogniser.features(&frame, Rect::WHOLE)?;
+            enrolled.of.extend(Embedding::of(&features).map(|e| (file.clone(), e)));
+        }
+        Ok(())
+    }
+
+    /// The animals that can be recognised with `classifier`: those enrolled with it by enough
+    /// pictures, if its threshold was measured.
+    pub fn gallery(&self, classifier: &Entry) -> Gallery {
+        let Some(threshold) = threshold(classifier) else { return Gallery::default() };
+        let enrolled = self.stored(&classifier.manifest.sha256);
+        let known = self.all.iter().map(|a| (a.name.clone(), embeddings(a, &enrolled)));
+        let known = known.filter(|(_, embeddings)| embeddings.len() >= MIN_PICTURES);
+        Gallery::new(known, threshold.likeness)
+    }
+
+    /// Whether each animal can be recognised with `classifier`.
+    pub fn standings(&self, classifier: &Entry) -> Vec<Standing> {
+        let (measured, enrolled) =
+            (threshold(classifier), self.stored(&classifier.manifest.sha256));
+        let standing = |animal: &Animal| {
+            if animal.pictures.len() < MIN_PICTURES {
+                Standing::TooFew
+            } else if measured.is_none() {
+                Standing::Unmeasured
+            } else if embeddings(animal, &enrolled).len() < MIN_PICTURES {
+                Standing::Again
+            } else {
+                Standing::Known
+            }
+        };
+        self.all.iter().map(standing).collect()
+    }
+
+    /// Whom the dog in these pictures looks like. `None` if nobody can be recognised or no dog is
+    /// in them.
     ///
     /// # Errors
     /// If the network fails.
@@ -251,50 +422,53 @@ impl Animals {
         pictures: &[(Frame, Rect)],
         recogniser: &mut Recogniser,
         models: &ModelsDir,
-    ) -> Result<Option<(Answer, Threshold)>, AnimalsError> {
-        recogniser.load(models)?;
-        let Some(threshold) = recogniser.threshold() else { return Ok(None) };
-        let mut animals = Vec::new();
-        for (n, animal) in self.all.iter().enumerate() {
-            let enough = animal.pictures.len() >= MIN_PICTURES;
-            animals.push(if enough { self.embeddings(n, recogniser)? } else { Vec::new() });
-        }
-        if animals.iter().all(Vec::is_empty) {
+    ) -> Result<Option<Looks>, AnimalsError> {
+        let entry = recogniser.load(models)?;
+        let (gallery, Some(threshold)) = (self.gallery(&entry), threshold(&entry)) else {
             return Ok(None);
-        }
-        let mut seen = Vec::new();
+        };
+        let mut mean = vec![0.0; gallery.roll().names.len()];
         for (frame, rect) in pictures {
-            seen.extend(recogniser.embed(frame, rect.padded(CROP_PADDING))?);
+            let features = recogniser.features(frame, rect.padded(CROP_PADDING))?;
+            for (mean, likeness) in mean.iter_mut().zip(gallery.likenesses(&features)) {
+                *mean += likeness / pictures.len() as f32;
+            }
         }
-        Ok(who(&seen, &animals, threshold.likeness).map(|answer| (answer, threshold)))
+        let Some((_, likeness)) = gallery.roll().likeliest(&mean).filter(|_| !pictures.is_empty())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Looks { animals: gallery.roll().candidates(&mean), likeness, threshold }))
     }
+}
+
+fn embeddings(animal: &Animal, enrolled: &Enrolled) -> Vec<Embedding> {
+    animal.pictures.iter().filter_map(|file| enrolled.of.get(file).cloned()).collect()
+}
+
+/// The threshold measured for a classifier, if it was.
+fn threshold(classifier: &Entry) -> Option<Threshold> {
+    let text = fs::read_to_string(classifier.dir.join(THRESHOLD_FILE)).ok()?;
+    let threshold: Threshold = serde_json::from_str(&text).ok()?;
+    (threshold.sha256 == classifier.manifest.sha256).then_some(threshold)
 }
 
 impl Recogniser {
     /// Loads the classifier in use, unless it is loaded already.
-    fn load(&mut self, models: &ModelsDir) -> Result<(), AnimalsError> {
+    fn load(&mut self, models: &ModelsDir) -> Result<Entry, AnimalsError> {
         let entry = models.in_use()?.required_classifier()?.clone();
         let sha256 = &entry.manifest.sha256;
         if self.loaded.as_ref().is_none_or(|(known, _)| known.manifest.sha256 != *sha256) {
             let classifier = Classifier::new(entry.load()?)?;
-            self.known.clear();
-            self.loaded = Some((entry, classifier));
+            self.loaded = Some((entry.clone(), classifier));
         }
-        Ok(())
+        Ok(entry)
     }
 
-    fn embed(&mut self, frame: &Frame, part: Rect) -> Result<Option<Embedding>, AnimalsError> {
+    fn features(&mut self, frame: &Frame, part: Rect) -> Result<Vec<f32>, AnimalsError> {
         let (_, classifier) = self.loaded.as_mut().ok_or(AnimalsError::NoEmbedding)?;
-        let features = classifier.classify(frame, part, Framing::Crop)?.embedding;
-        Ok(Embedding::of(&features.ok_or(AnimalsError::NoEmbedding)?))
-    }
-
-    /// The threshold measured for the loaded model.
-    fn threshold(&self) -> Option<Threshold> {
-        let (entry, _) = self.loaded.as_ref()?;
-        let text = fs::read_to_string(entry.dir.join(THRESHOLD_FILE)).ok()?;
-        let threshold: Threshold = serde_json::from_str(&text).ok()?;
-        (threshold.sha256 == entry.manifest.sha256).then_some(threshold)
+        let answer = classifier.classify(frame, part, Framing::Crop)?;
+        answer.embedding.ok_or(AnimalsError::NoEmbedding)
     }
 }
 

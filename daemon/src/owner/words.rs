@@ -57,10 +57,19 @@ impl Visit {
         match self.verdict {
             Some(Verdict::LetIn) => {
                 let (sure, came) = (self.sure(), self.came_through());
-                format!("Let in at {at}: dog{sure}; {came}")
+                let opened = |what: &What| matches!(what, What::Opened { whom: Whom::Dog });
+                let who = self.recognised_before(opened).unwrap_or("dog".to_owned());
+                format!("Let in at {at}: {who}{sure}; {came}")
             }
             Some(Verdict::KeptShut) => {
                 let (class, sure) = (self.refused().unwrap_or(Class::Other), self.sure());
+                if class == Class::Dog {
+                    let refused = |what: &What| matches!(what, What::Refused { .. });
+                    let who = self.recognised_before(refused).unwrap_or("dog".to_owned());
+                    return format!(
+                        "Kept shut at {at}: {who}{sure}; needed one that a rule lets in"
+                    );
+                }
                 format!("Kept shut at {at}: {}{sure}; needed dog", called(class))
             }
             Some(Verdict::Nobody) => {
@@ -79,6 +88,19 @@ impl Visit {
     pub fn refused(&self) -> Option<Class> {
         self.events.iter().find_map(|event| match event.what {
             What::Refused { class } => Some(class),
+            _ => None,
+        })
+    }
+
+    /// Which dog it was when `decided` happened first, where a rule depended on it: its name, or
+    /// "unknown dog".
+    fn recognised_before(&self, decided: impl Fn(&What) -> bool) -> Option<String> {
+        let until = self.events.iter().position(|event| decided(&event.what))?;
+        self.events[..until].iter().rev().find_map(|event| match &event.what {
+            What::Recognised { animals, .. } if animals.is_empty() => {
+                Some("unknown dog".to_owned())
+            }
+            What::Recognised { animals, .. } => Some(animals.join(" or ")),
             _ => None,
         })
     }
@@ -227,7 +249,14 @@ mod tests {
             Relock::Fault,
         ]);
         let cause = prop::sample::select(vec![Fault::CameraLost, Fault::LatchJammed]);
+        let animals = prop::sample::select(vec![&[][..], &["Rex"], &["Rex", "Bella"]]);
+        let recognised = animals.prop_map(|animals| What::Recognised {
+            animals: animals.iter().map(|name| (*name).to_owned()).collect(),
+            likeness: 0.5,
+            needed: 0.4,
+        });
         prop_oneof![
+            recognised,
             class.prop_map(|class| What::Refused { class }),
             whom.prop_map(|whom| What::Opened { whom }),
             why.prop_map(|why| What::Relocking { why }),
@@ -279,9 +308,28 @@ mod tests {
                 let event = visit.events.iter().find(|e| wanted(&e.what));
                 event.map(|e| format!("{:.1} s", e.at.since(began).as_secs_f64()))
             };
+            // The last that was recognised before the first such event.
+            let who = |wanted: fn(&What) -> bool| {
+                let mut who = "dog".to_owned();
+                for event in &visit.events {
+                    match &event.what {
+                        what if wanted(what) => return who,
+                        What::Recognised { animals, .. } => {
+                            who = match animals.len() {
+                                0 => "unknown dog".to_owned(),
+                                1 => animals[0].clone(),
+                                _ => format!("{} or {}", animals[0], animals[1]),
+                            };
+                        }
+                        _ => {}
+                    }
+                }
+                "dog".to_owned()
+            };
             match visit.verdict {
                 Some(Verdict::LetIn) => {
-                    prop_assert_eq!(said.what.as_deref(), Some("dog"));
+                    let who = who(|w| matches!(w, What::Opened { whom: Whom::Dog }));
+                    prop_assert_eq!(said.what.as_deref(), Some(who.as_str()));
                     let opened = of(|w| matches!(w, What::Opened { whom: Whom::Dog }));
                     prop_assert_eq!(said.sure_after, opened);
                     let through = said.came.as_deref() == Some("went through");
@@ -291,12 +339,19 @@ mod tests {
                 }
                 Some(Verdict::KeptShut) => {
                     let first = visit.events.iter().find_map(|e| match e.what {
-                        What::Refused { class } => Some(called(class)),
+                        What::Refused { class } => Some(class),
                         _ => None,
                     });
-                    prop_assert_eq!(said.what.as_deref(), first.or(Some("something else")));
+                    let dog = first == Some(Class::Dog);
+                    let shown = if dog {
+                        who(|w| matches!(w, What::Refused { .. }))
+                    } else {
+                        called(first.unwrap_or(Class::Other)).to_owned()
+                    };
+                    prop_assert_eq!(said.what.as_deref(), Some(shown.as_str()));
                     prop_assert_eq!(said.sure_after, of(|w| matches!(w, What::Refused { .. })));
-                    prop_assert_eq!(said.came.as_deref(), Some("needed dog"));
+                    let needed = if dog { "needed one that a rule lets in" } else { "needed dog" };
+                    prop_assert_eq!(said.came.as_deref(), Some(needed));
                 }
                 _ => prop_assert_eq!(said.sure_after, None),
             }

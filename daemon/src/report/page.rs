@@ -165,6 +165,8 @@ const fn described(kind: ProofKind) -> (&'static str, &'static str, &'static str
         ProofKind::NoPerson => ("No person in view", "at most", ""),
         ProofKind::Agreement => ("The networks agree (doubt)", "at most", "%"),
         ProofKind::NoRefusal => ("No cat a moment ago", "at most", "s"),
+        ProofKind::Identity => ("Which dog it is (likeness)", "known from", ""),
+        ProofKind::NoOtherDog => ("No other dog that may not come in", "", ""),
     }
 }
 

@@ -28,6 +28,7 @@ pub fn sure(class: Class, right: bool) -> Sighting {
         classification: ClassProbs::from_masses(masses)
             .filter(|_| class != Class::Person)
             .map(|probs| Classification { probs, rejected: false }),
+        likeness: Vec::new(),
     }
 }
 

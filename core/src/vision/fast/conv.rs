@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::geometry::{Geometry, blocks};
 use super::parallel::{self, Output};
-use super::post::{Post, apply_all, split_clamp};
+use super::post::{Post, UNCLAMPED, apply_all, split_clamp};
 use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// Sixteen floats on a cache line of their own.
@@ -25,6 +25,8 @@ pub struct Line(pub [f32; LANES]);
 
 /// Floats of input (256 KiB) that stay in the second-level cache while all weights pass.
 const NEAR: usize = 65_536;
+/// Lines of weights (16 KiB) that stay in the first-level cache while all tiles of a group pass.
+const DEPTH: usize = 256;
 
 /// A convolution ready to run.
 #[derive(Clone, Debug)]
@@ -293,31 +295,43 @@ impl Conv {
         for g in 0..groups {
             let columns = parallel::part(rows.length, g, groups);
             for panel in &self.panels[panels.clone()] {
+                let taps = &places.0[panel.taps];
                 let at = (panel.block * out_pixels + first_out + columns.start) * LANES;
                 let last = ((panel.count - 1) * out_pixels
                     + (rows.count - 1) * rows.length
                     + columns.len())
                     * LANES;
-                let job = Job {
-                    taps: &places.0[panel.taps],
-                    weights: self.weights[panel.weights..].as_ptr().cast(),
-                    bias: self.bias[panel.block..].as_ptr().cast(),
-                    clamp,
-                    posts,
-                    blocks: panel.count,
-                    rows: rows.count,
-                    columns: columns.len(),
-                    step: if self.source == Source::Planes { 1 } else { LANES },
-                    first_in: rows.first + columns.start,
-                    in_pitch: rows.pitch,
-                    out: y.at(at, last),
-                    other: other.map_or(std::ptr::null(), |o| o[at..at + last].as_ptr()),
-                    out_pitch: rows.length * LANES,
-                    block_pitch: out_pixels * LANES,
-                };
-                // SAFETY: the panel's weights hold `taps * count` lines, its bias `count`; the
-                // caller vouches for the taps, and `at`'s bound check covers the output.
-                unsafe { panel_job(isa, &job) }
+                // Weights that outgrow the nearest cache take turns; sums wait in the output.
+                let turns = (taps.len() * panel.count).div_ceil(DEPTH);
+                for turn in 0..turns {
+                    let depth = parallel::part(taps.len(), turn, turns);
+                    let is_last = turn + 1 == turns;
+                    let weights = panel.weights + depth.start * panel.count;
+                    let job = Job {
+                        taps: &taps[depth],
+                        weights: self.weights[weights..].as_ptr().cast(),
+                        bias: match turn {
+                            0 => self.bias[panel.block..].as_ptr().cast(),
+                            _ => std::ptr::null(),
+                        },
+                        clamp: if is_last { clamp } else { UNCLAMPED },
+                        posts: if is_last { posts } else { &[] },
+                        blocks: panel.count,
+                        rows: rows.count,
+                        columns: columns.len(),
+                        step: if self.source == Source::Planes { 1 } else { LANES },
+                        first_in: rows.first + columns.start,
+                        in_pitch: rows.pitch,
+                        out: y.at(at, last),
+                        other: other.map_or(std::ptr::null(), |o| o[at..at + last].as_ptr()),
+                        out_pitch: rows.length * LANES,
+                        block_pitch: out_pixels * LANES,
+                    };
+                    // SAFETY: the panel's weights hold `taps * count` lines, its bias `count`; the
+                    // caller vouches for the taps, and `at`'s bound check covers the output, of
+                    // which a later turn reads what the one before wrote.
+                    unsafe { panel_job(isa, &job) }
+                }
             }
         }
     }
@@ -435,6 +449,7 @@ fn copy_row(from: &[f32], to: &mut [f32], unit: usize, stride: usize, pad: usize
 struct Job<'a> {
     taps: &'a [*const f32],
     weights: *const f32,
+    /// What the sums begin with; null where they go on from what the output holds.
     bias: *const f32,
     clamp: (f32, f32),
     posts: &'a [Post],
@@ -536,7 +551,13 @@ unsafe fn tile<L: Lanes, const B: usize, const P: usize, const S: usize>(
     unsafe {
         let mut sum = [[L::splat(0.0); P]; B];
         for b in 0..B {
-            sum[b] = [L::load(job.bias.add(b * LANES)); P];
+            if job.bias.is_null() {
+                for p in 0..P {
+                    sum[b][p] = L::load(job.out.add(output + b * job.block_pitch + p * LANES));
+                }
+            } else {
+                sum[b] = [L::load(job.bias.add(b * LANES)); P];
+            }
         }
         let mut weights = job.weights;
         for &tap in job.taps {

@@ -8,8 +8,13 @@ use super::parallel;
 use super::post::Post;
 use super::simd::{Isa, LANES};
 
-/// Random geometries per instruction set; the debug build of Miri gets fewer.
-pub(super) const CASES: usize = if cfg!(miri) { 12 } else { 3000 };
+/// Random geometries per instruction set; fewer where each takes a hundred times as long: in Miri,
+/// and under valgrind (`cargo xtask memcheck`).
+pub(super) const CASES: usize = match option_env!("PAWLATCH_SLOW_CPU") {
+    _ if cfg!(miri) => 12,
+    Some(_) => 100,
+    None => 3000,
+};
 
 /// A small generator (Knuth's MMIX), so that every run sees the same cases.
 pub(super) struct Dice(pub u64);
@@ -231,6 +236,43 @@ fn pointwise_convolutions_read_channels_from_any_tensor_in_any_order() {
             let op = Conv::pointwise(isa, g.clone(), &inputs, &case.weights, &case.bias, posts);
             let other = blocked(g.cout, &case.other);
             op.run(isa, &[&tensors[0], &tensors[1]], Some(&other), &mut y);
+            check(isa, &case, &y, &case.expected(false));
+        }
+    }
+}
+
+/// So many weights that they pass in several turns.
+#[test]
+fn deep_pointwise_convolutions_equal_the_loop() {
+    for isa in Isa::available() {
+        let mut dice = Dice(5);
+        for posts in [vec![Post::Clamp(0.0, 6.0), Post::Residual], vec![Post::Silu]] {
+            let (cin, cout, side) = (600 + dice.below(300), 1 + dice.below(60), 7);
+            let geometry = Geometry {
+                cin,
+                cout,
+                groups: 1,
+                input: [side, side],
+                output: [side, side],
+                kernel: [1, 1],
+                stride: [1, 1],
+                dilation: [1, 1],
+                pad: [0, 0],
+            };
+            let case = Case {
+                x: dice.floats(cin * side * side),
+                weights: dice.floats(cout * cin),
+                bias: dice.floats(cout),
+                other: dice.floats(cout * side * side),
+                posts,
+                geometry,
+            };
+            let inputs: Vec<Channel> =
+                (0..cin).map(|channel| Channel { tensor: 0, channel }).collect();
+            let (g, posts) = (case.geometry.clone(), case.posts.clone());
+            let op = Conv::pointwise(isa, g, &inputs, &case.weights, &case.bias, posts);
+            let mut y = vec![f32::NAN; case.geometry.output_len()];
+            op.run(isa, &[&blocked(cin, &case.x)], Some(&blocked(cout, &case.other)), &mut y);
             check(isa, &case, &y, &case.expected(false));
         }
     }

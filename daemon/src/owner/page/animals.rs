@@ -1,14 +1,17 @@
 //! The animals of the house: who is known, by which pictures, and who a visit looks like.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use pawlatch_core::event::recognised;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::units::Rect;
+use serde::Deserialize;
 
 use super::form::{Caller, Refusal, Sent};
 use super::live::as_jpeg;
@@ -17,8 +20,13 @@ use super::visit::{self, Replay};
 use super::{Page, Shared, form, layout};
 use crate::journal::StoredApproach;
 use crate::models::ModelsDir;
-use crate::owner::animals::{self, Added, Animals, MAX_PICTURES, MIN_PICTURES, Recogniser};
+use crate::owner::animals::{
+    self, Added, Animals, MAX_PICTURES, MIN_PICTURES, Recogniser, Standing, Worth,
+};
 
+/// How long one tap takes pictures of the dog before the camera, and how often.
+const TAKES: Duration = Duration::from_secs(10);
+const TAKES_EVERY: Duration = Duration::from_millis(600);
 /// Pictures of a visit that are looked at to say who it is.
 const ASKED: usize = 4;
 
@@ -30,20 +38,25 @@ pub(super) async fn page(
     State(page): Shared,
     Extension(caller): Extension<Caller>,
 ) -> Result<layout::Answer, Refusal> {
-    let dir = page.house.state_dir.clone();
-    let animals = page.aside(move || Animals::open(&dir)).await?;
+    let link = page.house.linked().ok_or(Refusal::Busy)?;
+    let (dir, models) = (page.house.state_dir.clone(), link.models.clone());
+    let (animals, standings) = page
+        .aside(move || {
+            let animals = Animals::open(&dir);
+            let in_use = models.in_use();
+            let classifier = in_use.ok().and_then(|in_use| in_use.classifier);
+            let standings = animals.as_ref().ok().zip(classifier).map(|(a, c)| a.standings(&c));
+            (animals, standings.unwrap_or_default())
+        })
+        .await?;
     let known = animals.as_ref().map(|a| a.all.clone()).unwrap_or_default();
     let mut cards = Vec::new();
-    for animal in &known {
+    for (n, animal) in known.iter().enumerate() {
         let ticket = form::ticket(&page, &caller)?;
-        let n = animal.pictures.len();
         cards.push(html! {
             section .card {
                 h2 { (animal.name) }
-                p {
-                    (n) " of at most " (MAX_PICTURES) " pictures. "
-                    @if n < MIN_PICTURES { "From " (MIN_PICTURES) " on it can be recognised." }
-                }
+                p { (animal.pictures.len()) " of at most " (MAX_PICTURES) " pictures. " (standing(standings.get(n))) }
                 div .faces {
                     @for file in &animal.pictures {
                         img src={ "/animals/pictures/" (file) } width="80" height="80" loading="lazy" alt="";
@@ -57,22 +70,179 @@ pub(super) async fn page(
             }
         });
     }
+    let again = if standings.contains(&Standing::Again) {
+        let ticket = form::ticket(&page, &caller)?;
+        html! {
+            form .notice .bad method="post" action="/animals/again" data-fresh {
+                p { "The model in use is not the one that these animals were enrolled with: until they are enrolled again, every dog is an unknown one." }
+                (layout::ticket(&ticket))
+                button type="submit" { "Enrol their pictures again" }
+            }
+        }
+    } else {
+        html! {}
+    };
+    let take = form::ticket(&page, &caller)?;
+    let told_apart = link.config.policy.tells_dogs_apart();
     Ok(layout::page(
         "/animals",
         "Animals",
         html! {
             h1 { "Animals" }
             p {
-                "Let your dog stand before the camera from several sides, then open its "
-                a href="/visits?verdict=let_in" { "visits" }
-                " and say who it was. The door then tells you whom a visit looks like. It opens for "
-                "dogs, as your rules say, whoever they are: recognising one is shown, not acted on."
+                "Let your dog stand before the camera from several sides, here or on a "
+                a href="/visits?verdict=let_in" { "visit" }
+                ", and say who it is. "
+                @if told_apart {
+                    "Your " a href="/rules" { "rules" } " tell dogs apart, so the door acts on it: a dog that it is not sure of is an unknown one."
+                } @else {
+                    "The door then tells you whom a visit looks like. It lets every dog in as the "
+                    a href="/rules" { "rules" } " say, until one of them names an animal."
+                }
             }
             @if let Err(error) = &animals { (layout::notice("bad", &sentence(&error.to_string()))) }
+            (again)
             @if known.is_empty() { p .hint { "Nobody is known yet." } }
             @for card in cards { (card) }
+            form .card method="post" action="/animals/take" data-fresh {
+                h2 { "Stand it before the camera" }
+                figure .live { img #live src="/live.jpg" width="480" height="360" alt="The newest picture from the camera"; }
+                p #aid data-aid role="status" { "Too dark, too far away, good: is told here while this page is open." }
+                (layout::ticket(&take))
+                (name_fields(known.iter().map(|animal| animal.name.as_str())))
+                button type="submit" { "Take pictures for " (TAKES.as_secs()) " seconds" }
+            }
         },
     ))
+}
+
+const fn standing(standing: Option<&Standing>) -> &'static str {
+    match standing {
+        Some(Standing::Known) => "It can be recognised.",
+        Some(Standing::TooFew) => "From 10 on it can be recognised.",
+        Some(Standing::Again) => "It must be enrolled again.",
+        Some(Standing::Unmeasured) => {
+            "How well the model in use tells dogs apart was not measured, so nobody is recognised."
+        }
+        None => "No classifier is in use.",
+    }
+}
+
+/// Which animal it is: a known one, or another with a name.
+fn name_fields<'a>(known: impl Iterator<Item = &'a str>) -> Markup {
+    let known: Vec<&str> = known.collect();
+    html! {
+        div .row {
+            @if !known.is_empty() {
+                div {
+                    label for="animal" { "It is" }
+                    select #animal name="name" {
+                        option value="" { "another" }
+                        @for name in &known { option value=(name) { (name) } }
+                    }
+                }
+            }
+            div .wide {
+                label for="new" { "Name" @if !known.is_empty() { ", if another" } }
+                input #new type="text" name="new" maxlength="30" autocomplete="off";
+            }
+        }
+    }
+}
+
+/// The name that [`name_fields`] sent.
+fn name_of(sent: &Sent) -> String {
+    match sent.get("name") {
+        "" => sent.get("new").trim().to_owned(),
+        known => known.to_owned(),
+    }
+}
+
+/// The dog before the camera now.
+fn dog_now(page: &Page) -> Option<(Frame, Rect)> {
+    let glance = page.house.board.now()?;
+    let rect = animals::dog(glance.sightings.as_ref()?)?;
+    Some((glance.frame.clone()?, rect))
+}
+
+/// What can be asked of the aid.
+#[derive(Debug, Deserialize)]
+pub(super) struct For {
+    #[serde(default)]
+    name: String,
+}
+
+/// `GET /animals/aid`: what the newest picture would be worth, in a few words.
+pub(super) async fn aid(State(page): Shared, Query(asked): Query<For>) -> Result<String, Refusal> {
+    let Some((frame, rect)) = dog_now(&page) else {
+        return Ok("No dog is seen before the camera.".to_owned());
+    };
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let (dir, network) = (page.house.state_dir.clone(), Arc::clone(&page.network));
+    let worth = page.aside(move || {
+        let mut network = network.lock().unwrap_or_else(PoisonError::into_inner);
+        Animals::open(&dir)?.worth(&asked.name, &frame, rect, &mut network, &models)
+    });
+    Ok(match worth.await? {
+        Ok(worth) => advice(worth).to_owned(),
+        Err(error) => sentence(&error.to_string()),
+    })
+}
+
+const fn advice(worth: Worth) -> &'static str {
+    match worth {
+        Worth::Good => "Good.",
+        Worth::Dark => "Too dark: put a light at the door.",
+        Worth::Small => "Too far away: let the dog come nearer.",
+        Worth::Alike => "This side is known: let the dog turn.",
+        Worth::Enough => "There are enough pictures.",
+    }
+}
+
+/// `POST /animals/take`: pictures of the dog before the camera for a while.
+pub(super) async fn take(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
+    let sent = sent.checked()?;
+    let name = name_of(&sent);
+    let mut pictures: Vec<(Frame, Rect)> = Vec::new();
+    let until = tokio::time::Instant::now() + TAKES;
+    while tokio::time::Instant::now() < until && pictures.len() < MAX_PICTURES {
+        if let Some((frame, rect)) = dog_now(&page)
+            && pictures.last().is_none_or(|(last, _)| last.captured_at() < frame.captured_at())
+        {
+            pictures.push((frame, rect));
+        }
+        tokio::time::sleep(TAKES_EVERY).await;
+    }
+    let what = format!("pictures of {name}");
+    remember(&page, &sent, &what, name, move || pictures, html! {}).await
+}
+
+/// `POST /animals/again`: enrols every picture with the model in use.
+pub(super) async fn again(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
+    let sent = sent.checked()?;
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let (dir, network) = (page.house.state_dir.clone(), Arc::clone(&page.network));
+    let outcome = page
+        .aside(move || {
+            let mut network = network.lock().unwrap_or_else(PoisonError::into_inner);
+            Animals::open(&dir)?.enrol_again(&mut network, &models)
+        })
+        .await?;
+    match outcome {
+        Ok(()) => {
+            page.house.audit(&sent.caller.who, "enrol all animals again", "done");
+            known_anew(&page);
+        }
+        Err(error) => tracing::warn!(%error, "the animals cannot be enrolled again"),
+    }
+    Ok(Redirect::to("/animals").into_response())
+}
+
+/// Has the door take over who is known, if its rules depend on it.
+fn known_anew(page: &Page) {
+    if page.house.linked().is_some_and(|link| link.config.policy.tells_dogs_apart()) {
+        page.house.restart_door();
+    }
 }
 
 /// `GET /animals/pictures/{file}`
@@ -92,7 +262,10 @@ pub(super) async fn remove(State(page): Shared, sent: Sent) -> Result<Response, 
     let asked = name.clone();
     let removed = page.aside(move || Animals::open(&dir)?.remove(&asked)).await?;
     match removed {
-        Ok(_) => page.house.audit(&sent.caller.who, &format!("forget {name}"), "done"),
+        Ok(_) => {
+            page.house.audit(&sent.caller.who, &format!("forget {name}"), "done");
+            known_anew(&page);
+        }
         Err(error) => tracing::warn!(%error, "an animal cannot be forgotten"),
     }
     Ok(Redirect::to("/animals").into_response())
@@ -105,20 +278,30 @@ pub(super) async fn enrol(
     sent: Sent,
 ) -> Result<Response, Refusal> {
     let sent = sent.checked()?;
-    let name = match sent.get("name") {
-        "" => sent.get("new").to_owned(),
-        known => known.to_owned(),
-    };
+    let name = name_of(&sent);
     let approach =
         page.read(move |archive| archive.approach(id)).await?.ok_or(Refusal::NotFound)?;
+    let back = html! { a href={ "/visits/" (id) } { "Back to the visit" } " · " };
+    let what = format!("visit {id} is {name}");
+    remember(&page, &sent, &what, name, move || dogs(&approach, usize::MAX), back).await
+}
+
+/// Adds pictures to an animal and says what became of them.
+async fn remember(
+    page: &Page,
+    sent: &Sent,
+    what: &str,
+    name: String,
+    pictures: impl FnOnce() -> Vec<(Frame, Rect)> + Send + 'static,
+    back: Markup,
+) -> Result<Response, Refusal> {
     let models = page.house.linked().ok_or(Refusal::Busy)?.models;
-    let (dir, network, asked) =
-        (page.house.state_dir.clone(), Arc::clone(&page.network), name.clone());
+    let (dir, network) = (page.house.state_dir.clone(), Arc::clone(&page.network));
     let added = page
         .aside(move || {
-            let pictures = dogs(&approach, usize::MAX);
+            let pictures = pictures();
             let mut network = network.lock().unwrap_or_else(PoisonError::into_inner);
-            Animals::open(&dir)?.add(&asked, &pictures, &mut network, &models)
+            Animals::open(&dir)?.add(&name, &pictures, &mut network, &models)
         })
         .await?;
     let words = match &added {
@@ -126,7 +309,10 @@ pub(super) async fn enrol(
         Err(error) => sentence(&error.to_string()),
     };
     if added.is_ok() {
-        page.house.audit(&sent.caller.who, &format!("visit {id} is {name}"), &words);
+        page.house.audit(&sent.caller.who, what, &words);
+    }
+    if added.as_ref().is_ok_and(|added| added.good > 0) {
+        known_anew(page);
     }
     let status = if added.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
     let shown = layout::page(
@@ -135,13 +321,16 @@ pub(super) async fn enrol(
         html! {
             h1 { "Who it was" }
             (layout::notice(if added.is_ok() { "good" } else { "bad" }, &words))
-            p { a href={ "/visits/" (id) } { "Back to the visit" } " · " a href="/animals" { "All animals" } }
+            p { (back) a href="/animals" { "All animals" } }
         },
     );
     Ok((status, shown).into_response())
 }
 
 fn in_words(added: &Added) -> String {
+    if *added == Added::default() {
+        return "No dog was seen.".to_owned();
+    }
     let mut words = vec![format!("{} pictures taken.", added.good)];
     let mut left_out = |n: usize, why: &str| {
         if n > 0 {
@@ -184,21 +373,7 @@ pub(super) async fn section(
             h2 { "Who was it?" }
             p { (words) }
             (layout::ticket(ticket))
-            div .row {
-                @if !known.is_empty() {
-                    div {
-                        label for="animal" { "It was" }
-                        select #animal name="name" {
-                            option value="" { "another" }
-                            @for name in &known { option value=(name) { (name) } }
-                        }
-                    }
-                }
-                div .wide {
-                    label for="new" { "Name" @if !known.is_empty() { ", if another" } }
-                    input #new type="text" name="new" maxlength="30" autocomplete="off";
-                }
-            }
+            (name_fields(known.iter().map(String::as_str)))
             button type="submit" { "Remember these pictures" }
         }
     })
@@ -226,21 +401,15 @@ fn look(
     }
     let mut network = network.lock().unwrap_or_else(PoisonError::into_inner);
     let words = match animals.recognise(&pictures, &mut network, models) {
-        Ok(Some((answer, threshold))) => {
-            let figures = format!(
-                "likeness {:.2}, {:.2} needed; a strange dog reaches that in at most {:.1} % of cases",
-                answer.likeness,
-                threshold.likeness,
-                100.0 * threshold.false_match_at_most
-            );
-            match answer.animal.and_then(|n| names.get(n)) {
-                Some(name) => format!("It looks like {name} ({figures})."),
-                None => format!("An unknown dog ({figures})."),
-            }
-        }
-        Ok(None) => {
-            "How well dogs are told apart was not measured for the model in use.".to_owned()
-        }
+        Ok(Some(looks)) => format!(
+            "It {}; a strange dog reaches that in at most {:.1} % of cases.",
+            match looks.animals[..] {
+                [] => format!("is {}", recognised(&[], looks.likeness, looks.threshold.likeness)),
+                _ => recognised(&looks.animals, looks.likeness, looks.threshold.likeness),
+            },
+            100.0 * looks.threshold.false_match_at_most
+        ),
+        Ok(None) => "Nobody can be recognised with the model in use; Animals says why.".to_owned(),
         Err(error) => sentence(&error.to_string()),
     };
     (names, words)

@@ -30,6 +30,7 @@ use crate::owner::settings::PageSettings;
 pub(super) const COOKIE: &str = "pawlatch";
 /// How long one request may take, its body included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// The same where a model is uploaded, examined, or looks at every picture of the animals.
 const UPLOAD_WITHIN: Duration = Duration::from_secs(300);
 /// Nothing from elsewhere, nothing inline, in nobody's frame.
 const POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; \
@@ -175,7 +176,8 @@ pub(super) async fn guard(
     let mut response = match admit(&page, address, &request, program) {
         Ok(Admitted::As(caller)) => {
             request.extensions_mut().insert(caller);
-            let within = if path == "/models/add" { UPLOAD_WITHIN } else { ANSWER_WITHIN };
+            let long = ["/models/add", "/models/use", "/animals/again"].contains(&path.as_str());
+            let within = if long { UPLOAD_WITHIN } else { ANSWER_WITHIN };
             match tokio::time::timeout(within, next.run(request)).await {
                 Ok(response) => response,
                 Err(_) => Refusal::Busy.into_response(),

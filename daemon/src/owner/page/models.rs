@@ -1,25 +1,34 @@
 //! Models: which are in use, what was measured of them, adding, choosing and going back.
 
 use std::fs;
-use std::path::Path;
 
+use axum::body::Bytes;
 use axum::extract::multipart::Multipart;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use pawlatch_core::frame::Frame;
+use pawlatch_core::units::Uptime;
 use pawlatch_core::vision::Manifest;
 
 use super::form::{Caller, Refusal, Sent, check_ticket};
+use super::live::{as_jpeg, with_boxes};
 use super::login::sentence;
 use super::{Page, Shared, form, layout};
-use crate::models::{ACTIVE_FILE, Entry, InUse, MANIFEST_FILE, ModelsDir};
+use crate::journal::Archive;
+use crate::models::{Entry, MANIFEST_FILE, ModelsDir, read_limited};
 use crate::owner::access::TicketIs;
+use crate::owner::house::Link;
+use crate::shadow::Counts;
 
 /// Largest upload, bytes.
 pub(super) const MAX_UPLOAD: usize = 128 << 20;
-/// The choice before the last one, in the models directory.
-const BEFORE_FILE: &str = "active.toml.before";
+/// Disagreements that are shown, and the longest side of their pictures, pixels.
+const MAX_SHOWN: usize = 24;
+const SHOWN_SIDE: u32 = 480;
+/// Largest picture that is read, bytes.
+const MAX_PICTURE: u64 = 32 << 20;
 
 /// `GET /models`
 pub(super) async fn page(
@@ -32,12 +41,8 @@ pub(super) async fn page(
 async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answer, Refusal> {
     let link = page.house.linked().ok_or(Refusal::Busy)?;
     let models = link.models.clone();
-    let (entries, in_use, before) = page
-        .aside(move || {
-            let before = models.root().join(BEFORE_FILE).is_file();
-            (models.entries(), models.in_use(), before)
-        })
-        .await?;
+    let (entries, in_use, before) =
+        page.aside(move || (models.entries(), models.in_use(), models.has_previous())).await?;
     let active: Vec<String> = in_use
         .as_ref()
         .map(|in_use| in_use.entries().map(|e| e.manifest.sha256.clone()).collect())
@@ -50,11 +55,12 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
             Ok(entry) => {
                 let chosen = active.contains(&entry.manifest.sha256);
                 let ticket = if chosen { String::new() } else { form::ticket(page, caller)? };
-                card(&entry.manifest, chosen, &ticket)
+                card(&entry.id(), &entry.manifest, chosen, &ticket)
             }
             Err(error) => layout::notice("bad", &sentence(&error.to_string())),
         });
     }
+    let beside = beside(page, caller, &link).await?;
     let add = form::ticket(page, caller)?;
     Ok(layout::page(
         "/models",
@@ -73,6 +79,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
                 }
             }
             @for card in cards { (card) }
+            (beside)
             form .card method="post" action="/models/add" enctype="multipart/form-data" {
                 h2 { "Add a model" }
                 p { "As the trainer makes it: a manifest and its ONNX file. It is verified and run once; it is not used until you say so." }
@@ -87,7 +94,7 @@ async fn show(page: &Page, caller: &Caller, told: Markup) -> Result<layout::Answ
     ))
 }
 
-fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
+fn card(id: &str, m: &Manifest, in_use: bool, ticket: &str) -> Markup {
     html! {
         section .card {
             h2 { (m.name) " " (m.version) @if in_use { " " span .tag { "in use" } } }
@@ -105,7 +112,7 @@ fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
                     thead { tr { th scope="col" { "Figure" } th .number scope="col" { "Value" } th scope="col" { "On" } } }
                     tbody {
                         @for metric in &m.metrics {
-                            tr { td { (metric.name.replace('_', " ")) } td .number { (metric.value) } td { (metric.data) } }
+                            tr { td { (metric.name.replace('_', " ")) } td .number { (format!("{:.4}", metric.value)) } td { (metric.data) } }
                         }
                     }
                 }
@@ -113,12 +120,101 @@ fn card(m: &Manifest, in_use: bool, ticket: &str) -> Markup {
             @if !in_use {
                 form method="post" action="/models/use" data-fresh {
                     (layout::ticket(ticket))
-                    input type="hidden" name="name" value=(m.name);
-                    button type="submit" aria-label={ "Use it: " (m.name) } { "Use it" }
+                    input type="hidden" name="name" value=(id);
+                    p .buttons {
+                        button type="submit" aria-label={ "Use it: " (id) } { "Use it" }
+                        button type="submit" formaction="/models/shadow" aria-label={ "Let it look on: " (id) } { "Let it look on" }
+                    }
+                    p .hint { "In use only if it passes the exam: about a minute; one that does worse than what is in use is refused. Looking on it is compared and decides nothing." }
                 }
             }
         }
     }
+}
+
+/// How the candidate that looks on compares, with the pictures on which it disagrees.
+async fn beside(page: &Page, caller: &Caller, link: &Link) -> Result<Markup, Refusal> {
+    let (models, dir) = (link.models.clone(), page.house.state_dir.clone());
+    let found = page
+        .aside(move || {
+            let candidate = models.shadow().ok().flatten()?;
+            let sha256 = candidate.manifest.sha256.clone();
+            let counts = Counts::read(&dir).filter(|counts| counts.candidate == sha256);
+            let archive = Archive::open(&dir);
+            let shown = archive.and_then(|a| a.disagreements(&sha256, MAX_SHOWN));
+            Some((candidate.id(), counts.unwrap_or_default(), shown.unwrap_or_default()))
+        })
+        .await?;
+    let Some((id, counts, shown)) = found else { return Ok(html! {}) };
+    let ticket = form::ticket(page, caller)?;
+    let percent = |score: f32| format!("{:.0} %", 100.0 * score);
+    Ok(html! {
+        section .card {
+            h2 { (id) " looks on" }
+            dl .facts {
+                div { dt { "Agreed" } dd { (counts.agreed) } }
+                div { dt { "It alone saw a dog" } dd { (counts.more) } }
+                div { dt { "It alone saw none" } dd { (counts.less) } }
+            }
+            @match counts.proposal() {
+                Some(p) => p {
+                    "Taking the models in use for right, its threshold would be "
+                    strong { (percent(p.threshold.get())) } ": " (p.mistaken.0) " of " (p.mistaken.1)
+                    " pictures without a dog are at or above it, " (p.missed.0) " of " (p.missed.1)
+                    " of a dog below."
+                },
+                None => p .hint { "Not enough was seen yet to propose a threshold." },
+            }
+            @if !shown.is_empty() {
+                div .film tabindex="0" role="group" aria-label="Where they disagree, newest first" {
+                    @for one in &shown {
+                        figure {
+                            a href={ "/visits/" (one.approach) } {
+                                img src={ "/models/shadow/" (one.id) } width="320" height="240" loading="lazy"
+                                    alt={ "Dog: in use " (percent(one.in_use_says)) ", looking on " (percent(one.candidate_says)) };
+                            }
+                            figcaption { "Dog: in use " (percent(one.in_use_says)) ", looking on " (percent(one.candidate_says)) }
+                        }
+                    }
+                }
+            }
+            form method="post" action="/models/shadow" data-fresh {
+                (layout::ticket(&ticket))
+                button type="submit" { "No longer look on" }
+            }
+        }
+    })
+}
+
+/// `GET /models/shadow/{id}`: the picture of a disagreement.
+pub(super) async fn disagreement(
+    State(page): Shared,
+    UrlPath(id): UrlPath<i64>,
+) -> Result<Response, Refusal> {
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let sha256 = page
+        .aside(move || models.shadow().ok().flatten().map(|entry| entry.manifest.sha256))
+        .await?
+        .ok_or(Refusal::NotFound)?;
+    let shown = page.read(move |archive| archive.disagreements(&sha256, MAX_SHOWN)).await?;
+    let one = shown.into_iter().find(|one| one.id == id).ok_or(Refusal::NotFound)?;
+    let drawn = page.aside(move || {
+        let bytes = read_limited(&one.path, MAX_PICTURE).ok()?;
+        let frame = Frame::decode(bytes, Uptime::ZERO).ok()?;
+        with_boxes(&frame, None, SHOWN_SIDE)
+    });
+    Ok(as_jpeg(Bytes::from(drawn.await?.ok_or(Refusal::NotFound)?)))
+}
+
+/// `POST /models/shadow`: lets a model look on, or none.
+pub(super) async fn look_on(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
+    let sent = sent.checked()?;
+    let models = page.house.linked().ok_or(Refusal::Busy)?.models;
+    let name = Some(sent.get("name").to_owned()).filter(|name| !name.is_empty());
+    let asked = name.clone();
+    let outcome = page.aside(move || models.put_in_shadow(asked.as_deref())).await?;
+    let what = format!("let {} look on", name.as_deref().unwrap_or("no model"));
+    answer(&page, &sent.caller, &what, outcome.map_err(|error| error.to_string())).await
 }
 
 /// `POST /models/use`
@@ -127,62 +223,18 @@ pub(super) async fn put_in_use(State(page): Shared, sent: Sent) -> Result<Respon
     let models = page.house.linked().ok_or(Refusal::Busy)?.models;
     let name = sent.get("name").to_owned();
     let asked = name.clone();
-    let outcome = page.aside(move || choose(&models, &asked)).await?;
+    let outcome = page.aside(move || models.put_in_use(&asked, false, false)).await?;
+    let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
     answer(&page, &sent.caller, &format!("use model {name}"), outcome).await
-}
-
-/// Uses a model after it was verified together with what stays in use.
-fn choose(models: &ModelsDir, name: &str) -> Result<(), String> {
-    let told = |error: crate::models::ModelsError| error.to_string();
-    let before = models.in_use().ok().map(|in_use| active_text(&in_use));
-    models.put_in_use(name, false).map_err(told)?;
-    // The new choice as a whole must load, or the door could not start.
-    if let Err(error) = models.in_use().and_then(|in_use| in_use.vision()) {
-        if let Some(before) = &before {
-            write(&models.root().join(ACTIVE_FILE), before)?;
-        }
-        return Err(told(error));
-    }
-    before.map_or(Ok(()), |before| write(&models.root().join(BEFORE_FILE), &before))
-}
-
-fn active_text(in_use: &InUse) -> String {
-    let line = |key: &str, entry: &Option<Entry>| {
-        entry.as_ref().map_or(String::new(), |e| format!("{key} = \"{}\"\n", e.manifest.name))
-    };
-    line("classifier", &in_use.classifier) + &line("detector", &in_use.detector)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    let part = path.with_extension("part");
-    fs::write(&part, text)
-        .and_then(|()| fs::File::open(&part)?.sync_all())
-        .and_then(|()| fs::rename(&part, path))
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// `POST /models/back`
 pub(super) async fn roll_back(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
     let sent = sent.checked()?;
     let models = page.house.linked().ok_or(Refusal::Busy)?.models;
-    let outcome = page.aside(move || back(&models)).await?;
+    let outcome = page.aside(move || models.roll_back()).await?;
+    let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
     answer(&page, &sent.caller, "go back to the models before", outcome).await
-}
-
-/// Takes the choice before; what is chosen now becomes the one before.
-fn back(models: &ModelsDir) -> Result<(), String> {
-    let (active, before) = (models.root().join(ACTIVE_FILE), models.root().join(BEFORE_FILE));
-    let wanted =
-        fs::read_to_string(&before).map_err(|_| "there are no models to go back to".to_owned())?;
-    let current = models.in_use().ok().map(|in_use| active_text(&in_use));
-    write(&active, &wanted)?;
-    if let Err(error) = models.in_use().and_then(|in_use| in_use.vision()) {
-        if let Some(current) = &current {
-            write(&active, current)?;
-        }
-        return Err(error.to_string());
-    }
-    current.map_or(Ok(()), |current| write(&before, &current))
 }
 
 /// `POST /models/add`

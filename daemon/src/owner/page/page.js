@@ -46,6 +46,21 @@ if (live) {
   if (live.complete) next();
 }
 
+// What the dog before the camera would be worth as a picture of the animal that is chosen.
+const aid = document.querySelector('[data-aid]');
+if (aid) {
+  const form = aid.closest('form');
+  setInterval(async () => {
+    if (document.hidden) return;
+    const name = form.elements.name?.value || form.elements.new.value;
+    try {
+      const answer = await fetch('/animals/aid?name=' + encodeURIComponent(name));
+      const words = answer.ok ? await answer.text() : aid.textContent;
+      if (words !== aid.textContent) aid.textContent = words;
+    } catch { /* The next one may come through. */ }
+  }, 1500);
+}
+
 // Approach and masks drawn with a finger.
 const draw = document.querySelector('[data-draw]');
 if (draw) {

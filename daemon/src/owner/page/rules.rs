@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use jiff::civil::Time;
 use maud::{Markup, html};
-use pawlatch_core::policy::{Day, Effect, Rule, Schedule, Way};
+use pawlatch_core::policy::{Day, Effect, Rule, Schedule, Way, Who};
 use pawlatch_core::sight::Class;
 
 use super::form::{Caller, Refusal, Sent};
@@ -13,6 +13,7 @@ use super::login::sentence;
 use super::{Page, Shared, form, layout};
 use crate::config::{OwnersWish, WishedPolicy};
 use crate::owner::access::TicketIs;
+use crate::owner::animals::Animals;
 use crate::owner::words::called;
 
 /// Most rules.
@@ -56,7 +57,7 @@ impl Row {
         let when = rule.when.as_ref();
         Self {
             name: rule.name.clone(),
-            who: rule.who.name().to_owned(),
+            who: rule.who.to_string(),
             effect: if rule.effect == Effect::Allow { "allow" } else { "deny" }.to_owned(),
             ways: way.to_owned(),
             from: when.map_or(String::new(), |when| time(when.from)),
@@ -79,9 +80,9 @@ impl Row {
         if self.name.chars().count() > MAX_NAME || self.name.contains(char::is_control) {
             return Err(format!("A name has at most {MAX_NAME} characters on one line."));
         }
-        let who = [Class::Dog, Class::Cat, Class::Person, Class::Other]
-            .into_iter()
-            .find(|class| class.name() == self.who)
+        let who = Who::try_from(self.who.clone())
+            .ok()
+            .filter(|who| *who != Who::Class(Class::Nothing))
             .ok_or("Choose whom the rule is about.")?;
         let effect = match self.effect.as_str() {
             "allow" => Effect::Allow,
@@ -151,7 +152,8 @@ fn rows(sent: &Sent) -> Vec<Row> {
 }
 
 /// What could harm somebody in going from the rules `before` to those `after`.
-fn risks(before: &[Rule], after: &[Rule]) -> Vec<String> {
+/// `known` are the animals that have pictures.
+fn risks(before: &[Rule], after: &[Rule], known: &[String]) -> Vec<String> {
     let mut risks = Vec::new();
     for rule in before.iter().filter(|rule| rule.effect == Effect::Deny) {
         if !after.contains(rule) {
@@ -160,30 +162,62 @@ fn risks(before: &[Rule], after: &[Rule]) -> Vec<String> {
     }
     let is_in = |rule: &&Rule| rule.ways.is_empty() || rule.ways.contains(&Way::In);
     let is_out = |rule: &&Rule| rule.ways.is_empty() || rule.ways.contains(&Way::Out);
+    let of_dogs = |rule: &Rule| !matches!(rule.who, Who::Class(class) if class != Class::Dog);
     let dogs_in = |rules: &[Rule]| {
-        rules.iter().filter(is_in).any(|r| r.who == Class::Dog && r.effect == Effect::Allow)
+        rules.iter().filter(is_in).any(|r| of_dogs(r) && r.effect == Effect::Allow)
+    };
+    let every_dog_in = |rules: &[Rule]| {
+        let dogs = |r: &Rule| r.who == Who::Class(Class::Dog) && r.effect == Effect::Allow;
+        rules.iter().filter(is_in).any(dogs)
     };
     if dogs_in(before) && !dogs_in(after) {
         risks.push("No rule lets dogs in any more: your dog would stay outside.".to_owned());
     }
+    if dogs_in(after) && every_dog_in(before) && !every_dog_in(after) {
+        risks.push(
+            "Only animals that are recognised come in: in bad light, or from an odd side, yours \
+             would wait outside."
+                .to_owned(),
+        );
+    }
     for rule in after.iter().filter(|rule| !before.contains(rule)) {
         let name = &rule.name;
-        match (rule.who, rule.effect) {
-            (Class::Dog, Effect::Deny) if is_in(&rule) && rule.when.is_none() => {
+        match (&rule.who, rule.effect) {
+            (Who::Class(Class::Dog), Effect::Deny) if is_in(&rule) && rule.when.is_none() => {
                 risks.push(format!(
                     "“{name}” keeps every dog out at all times: your dog would stay outside."
                 ));
             }
-            (Class::Dog, Effect::Deny) if is_out(&rule) => {
+            (Who::Class(Class::Dog), Effect::Deny) if is_out(&rule) => {
                 risks.push(format!("“{name}” keeps dogs from going out: yours could be shut in."));
             }
-            (who, Effect::Allow) if who != Class::Dog => {
+            (Who::Animal(_), Effect::Deny) if is_out(&rule) => {
+                risks.push(format!(
+                    "“{name}” keeps everybody inside while it holds: who is inside is not seen."
+                ));
+            }
+            (Who::Animal(_), Effect::Deny) => {
+                risks.push(format!(
+                    "“{name}” also keeps out every dog that is not recognised: it could be that one."
+                ));
+            }
+            (Who::UnknownDog, Effect::Deny) if is_in(&rule) => {
+                risks.push(format!("“{name}” keeps yours out too, whenever it is not recognised."));
+            }
+            (Who::Class(who), Effect::Allow) if *who != Class::Dog => {
                 risks.push(format!(
                     "“{name}” allows {}; the camera opens for dogs only, whatever it says.",
-                    called(who)
+                    called(*who)
                 ));
             }
             _ => {}
+        }
+        if let Who::Animal(animal) = &rule.who
+            && !known.contains(animal)
+        {
+            risks.push(format!(
+                "“{name}” is about {animal}, of whom there are no pictures: see Animals."
+            ));
         }
     }
     risks
@@ -195,7 +229,15 @@ pub(super) async fn page(
     Extension(caller): Extension<Caller>,
 ) -> Result<layout::Answer, Refusal> {
     let rows: Vec<Row> = current(&page).iter().map(Row::of).collect();
-    show(&page, &caller, &rows, &[], html! {})
+    let known = known(&page).await?;
+    show(&page, &caller, &rows, &known, &[], html! {})
+}
+
+/// The names of the animals that have pictures.
+async fn known(page: &Page) -> Result<Vec<String>, Refusal> {
+    let dir = page.house.state_dir.clone();
+    let animals = page.aside(move || Animals::open(&dir)).await?;
+    Ok(animals.map_or(Vec::new(), |a| a.all.into_iter().map(|animal| animal.name).collect()))
 }
 
 fn current(page: &Page) -> Vec<Rule> {
@@ -217,8 +259,9 @@ pub(super) async fn save(State(page): Shared, sent: Sent) -> Result<Response, Re
     }
     // A row that was left empty is offered anew.
     rows.retain(|row| row.wrong.is_some() || !row.name.is_empty());
+    let known = known(&page).await?;
     let again = |rows: &[Row], risks: &[String], told| {
-        let shown = show(&page, &sent.caller, rows, risks, told)?;
+        let shown = show(&page, &sent.caller, rows, &known, risks, told)?;
         Ok((StatusCode::UNPROCESSABLE_ENTITY, shown).into_response())
     };
     if rows.iter().any(|row| row.wrong.is_some()) {
@@ -234,7 +277,7 @@ pub(super) async fn save(State(page): Shared, sent: Sent) -> Result<Response, Re
         );
         return again(&rows, &[], told);
     }
-    let risks = risks(&current(&page), &rules);
+    let risks = risks(&current(&page), &rules, &known);
     if !risks.is_empty() && sent.get("confirmed") != "yes" {
         return again(&rows, &risks, html! {});
     }
@@ -259,6 +302,7 @@ fn show(
     page: &Page,
     caller: &Caller,
     rows: &[Row],
+    known: &[String],
     risks: &[String],
     told: Markup,
 ) -> Result<layout::Answer, Refusal> {
@@ -281,6 +325,9 @@ fn show(
                 "What denies beats what allows, in whatever order. Coming in needs a rule that allows "
                 "it; going out is free unless a rule denies it. Times are local (" (zone) ")."
             }
+            @if known.is_empty() {
+                p .hint { "Rules can also be about one of your animals, once it is known: " a href="/animals" { "Animals" } "." }
+            }
             (told)
             form method="post" action="/rules" data-fresh {
                 (layout::ticket(&ticket))
@@ -291,7 +338,7 @@ fn show(
                         label .check { input type="checkbox" name="confirmed" value="yes"; " I know; save it all the same." }
                     }
                 }
-                @for (n, row) in rows.iter().chain(offered).enumerate() { (fields(n, row, n >= rows.len())) }
+                @for (n, row) in rows.iter().chain(offered).enumerate() { (fields(n, row, known, n >= rows.len())) }
                 p .buttons { button .primary type="submit" { "Save the rules" } }
                 p .hint { "The door locks, starts anew with these rules and is back within seconds." }
             }
@@ -299,7 +346,30 @@ fn show(
     ))
 }
 
-fn fields(n: usize, row: &Row, new: bool) -> Markup {
+/// Whom a rule can be about, as it is sent and as it is read: classes, the animals that are
+/// known, and whoever `given` names.
+fn subjects(known: &[String], given: &str) -> Vec<(String, String)> {
+    let named = |(value, words): (&str, &str)| (value.to_owned(), words.to_owned());
+    let mut subjects = vec![named(("dog", "dogs"))];
+    for name in known {
+        subjects.push((Who::Animal(name.clone()).to_string(), format!("{name} (dog)")));
+    }
+    if let Ok(Who::Animal(name)) = Who::try_from(given.to_owned())
+        && !known.contains(&name)
+    {
+        subjects.push((given.to_owned(), format!("{name} (no pictures)")));
+    }
+    let rest = [
+        ("unknown dog", "unknown dogs"),
+        ("cat", "cats"),
+        ("person", "persons"),
+        ("other", "others"),
+    ];
+    subjects.extend(rest.map(named));
+    subjects
+}
+
+fn fields(n: usize, row: &Row, known: &[String], new: bool) -> Markup {
     let id = |name: &str| format!("{name}-{n}");
     let choice = |name: &str, about: &str, given: &str, options: &[(&str, &str)]| {
         html! {
@@ -311,6 +381,9 @@ fn fields(n: usize, row: &Row, new: bool) -> Markup {
             }
         }
     };
+    let subjects = subjects(known, &row.who);
+    let subjects: Vec<(&str, &str)> =
+        subjects.iter().map(|(value, words)| (value.as_str(), words.as_str())).collect();
     let wrong = id("wrong");
     html! {
         fieldset .card {
@@ -323,7 +396,7 @@ fn fields(n: usize, row: &Row, new: bool) -> Markup {
                         aria-describedby=[row.wrong.as_ref().map(|_| wrong.as_str())] aria-invalid=[row.wrong.as_ref().map(|_| "true")];
                 }
                 (choice("effect", "Effect", &row.effect, &[("allow", "allows"), ("deny", "denies")]))
-                (choice("who", "Whom", &row.who, &[("dog", "dogs"), ("cat", "cats"), ("person", "persons"), ("other", "others")]))
+                (choice("who", "Whom", &row.who, &subjects))
                 (choice("ways", "Way", &row.ways, &[("both", "in and out"), ("in", "in"), ("out", "out")]))
             }
             div .row {
@@ -389,16 +462,50 @@ mod tests {
             ways: "in".to_owned(),
             ..row("night")
         });
+        let known = ["Rex".to_owned()];
         let before = [dogs.clone(), night.clone()];
-        assert!(risks(&before, &before).is_empty());
-        assert_eq!(risks(&before, std::slice::from_ref(&dogs)).len(), 1, "a denial is gone");
-        assert_eq!(risks(&before, std::slice::from_ref(&night)).len(), 1, "nobody comes in");
+        assert!(risks(&before, &before, &known).is_empty());
         assert_eq!(
-            risks(std::slice::from_ref(&dogs), &before).len(),
+            risks(&before, std::slice::from_ref(&dogs), &known).len(),
+            1,
+            "a denial is gone"
+        );
+        assert_eq!(
+            risks(&before, std::slice::from_ref(&night), &known).len(),
+            1,
+            "nobody comes in"
+        );
+        assert_eq!(
+            risks(std::slice::from_ref(&dogs), &before, &known).len(),
             0,
             "a curfew for coming in is no risk"
         );
         let shut_in = rule(Row { ways: "out".to_owned(), ..row("stay") });
-        assert_eq!(risks(std::slice::from_ref(&dogs), &[dogs.clone(), shut_in]).len(), 1);
+        assert_eq!(risks(std::slice::from_ref(&dogs), &[dogs.clone(), shut_in], &known).len(), 1);
+    }
+
+    #[test]
+    fn rules_about_animals_say_what_comes_of_not_being_recognised() {
+        let rule = |who: &str, effect: &str, ways: &str| {
+            let (who, effect, ways) = (who.to_owned(), effect.to_owned(), ways.to_owned());
+            let row = Row { who, effect, ways, ..row("new") };
+            let rule = row.rule().unwrap().unwrap();
+            assert_eq!(Row::of(&rule), row);
+            rule
+        };
+        let dogs = rule("dog", "allow", "both");
+        let with = |rule: Rule| risks(&[dogs.clone()], &[dogs.clone(), rule], &["Rex".to_owned()]);
+        let only = |after: Rule| risks(&[dogs.clone()], &[after], &["Rex".to_owned()]).join(" ");
+        assert!(only(rule("dog:Rex", "allow", "in")).contains("recognised"));
+        assert!(only(rule("dog:Ace", "allow", "in")).contains("no pictures"));
+        assert!(with(rule("dog:Rex", "allow", "in")).is_empty());
+        assert!(with(rule("dog:Rex", "deny", "in"))[0].contains("every dog that is not"));
+        assert!(with(rule("dog:Rex", "deny", "out"))[0].contains("everybody inside"));
+        assert!(with(rule("unknown dog", "deny", "in"))[0].contains("yours out too"));
+        assert!(with(rule("unknown dog", "deny", "out")).is_empty());
+        let shown = subjects(&["Rex".to_owned()], "dog:Ace");
+        let values: Vec<&str> = shown.iter().map(|(value, _)| value.as_str()).collect();
+        let all = ["dog", "dog:Rex", "dog:Ace", "unknown dog", "cat", "person", "other"];
+        assert_eq!(values, all);
     }
 }
