@@ -20,8 +20,10 @@ use std::{fmt, fs, io};
 
 use pawlatch_core::frame::{Frame, PictureError};
 use pawlatch_core::units::{Rect, Uptime};
+use pawlatch_core::vision::fast::Ranges;
 use pawlatch_core::vision::{
-    Classifier, Detector, Framing, Manifest, ManifestError, Model, Task, Vision, VisionError,
+    Classifier, Detector, Framing, Manifest, ManifestError, Model, Precision, Task, Vision,
+    VisionError,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -216,8 +218,53 @@ impl Entry {
     /// # Errors
     /// If the file cannot be read, is not the one the manifest describes, or cannot be prepared.
     pub fn load(&self) -> Result<Model, ModelsError> {
+        self.load_in(Precision::Float)
+    }
+
+    /// As [`Entry::load`], to compute in `precision`.
+    ///
+    /// # Errors
+    /// As [`Entry::load`].
+    pub fn load_in(&self, precision: Precision) -> Result<Model, ModelsError> {
         let onnx = read_limited(&self.dir.join(&self.manifest.file), MAX_ONNX_BYTES)?;
-        Model::from_parts(self.manifest.clone(), &onnx).map_err(|source| self.unusable(source))
+        Model::in_precision(precision, self.manifest.clone(), &onnx)
+            .map_err(|source| self.unusable(source))
+    }
+
+    /// As [`Entry::load`], to note the ranges of its values.
+    ///
+    /// # Errors
+    /// As [`Entry::load`].
+    pub fn load_watched(&self) -> Result<Model, ModelsError> {
+        let onnx = read_limited(&self.dir.join(&self.manifest.file), MAX_ONNX_BYTES)?;
+        Model::watched(self.manifest.clone(), &onnx).map_err(|source| self.unusable(source))
+    }
+
+    /// Replaces the ranges in the manifest, and nothing else of its text, in one step.
+    ///
+    /// # Errors
+    /// If a range cannot be, or the file cannot be read or written.
+    pub fn write_ranges(&self, ranges: &Ranges) -> Result<(), ModelsError> {
+        let path = self.dir.join(MANIFEST_FILE);
+        let old = String::from_utf8_lossy(&read_limited(&path, MAX_MANIFEST_BYTES)?).into_owned();
+        let mut kept = true;
+        let mut text = String::new();
+        for line in old.lines() {
+            if line.starts_with('[') {
+                kept = line.trim_end() != "[quantised]";
+            }
+            if kept {
+                text += &format!("{line}\n");
+            }
+        }
+        text.truncate(text.trim_end().len());
+        text += "\n\n[quantised]\n";
+        for (name, range) in ranges {
+            text += &format!("{name:?} = {range:?}\n");
+        }
+        Manifest::parse(&text)
+            .map_err(|source| ModelsError::Manifest { path: path.clone(), source })?;
+        replace_file(&path, text.as_bytes()).map_err(|source| ModelsError::Write { path, source })
     }
 
     /// Loads the model and runs it once on a made-up picture; gives how long that run took.
@@ -256,6 +303,8 @@ pub struct InUse {
     pub classifier: Option<Entry>,
     /// Says where animals are.
     pub detector: Option<Entry>,
+    /// What they compute with.
+    pub precision: Precision,
 }
 
 impl InUse {
@@ -264,7 +313,9 @@ impl InUse {
     /// # Errors
     /// If one cannot be loaded, or there is none.
     pub fn vision(&self) -> Result<Vision, ModelsError> {
-        let load = |entry: &Option<Entry>| entry.as_ref().map(Entry::load).transpose();
+        let load = |entry: &Option<Entry>| {
+            entry.as_ref().map(|entry| entry.load_in(self.precision)).transpose()
+        };
         Vision::new(load(&self.classifier)?, load(&self.detector)?).map_err(ModelsError::Vision)
     }
 
@@ -436,6 +487,7 @@ impl ModelsDir {
             Some(active) => Ok(InUse {
                 classifier: self.named(active.classifier, Task::Classifier)?,
                 detector: self.named(active.detector, Task::Detector)?,
+                ..InUse::default()
             }),
             None => self.the_only_ones(),
         }
@@ -456,6 +508,7 @@ impl ModelsDir {
             (Some(classifier), Some(detector)) => Ok(InUse {
                 classifier: by_name(classifier, Task::Classifier)?,
                 detector: by_name(detector, Task::Detector)?,
+                ..InUse::default()
             }),
             (Some(classifier), None) => {
                 Ok(InUse { classifier: by_name(classifier, Task::Classifier)?, ..self.in_use()? })
@@ -559,6 +612,7 @@ impl ModelsDir {
         Ok(InUse {
             classifier: self.only(classifiers, Task::Classifier)?,
             detector: self.only(detectors, Task::Detector)?,
+            ..InUse::default()
         })
     }
 

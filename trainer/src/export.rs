@@ -162,6 +162,7 @@ fn manifest(
         }),
         thresholds: Thresholds::default(),
         open_set: None,
+        quantised: None,
         metrics: vec![
             figure("ece_before", trained.ece.0.into()),
             figure("ece", trained.ece.1.into()),

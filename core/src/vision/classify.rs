@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::decode::sigmoid;
+use super::fast::Ranges;
 use super::manifest::{Calibration, OpenSet, Output, PerClass, Resize, Task};
 use super::model::Model;
 use super::prepare::Preparer;
@@ -104,6 +105,12 @@ impl Classifier {
     /// The model.
     pub const fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What the values that could be held in 8 bits were so far, if the model is
+    /// [watched](Model::watched).
+    pub fn ranges(&self) -> Option<&Ranges> {
+        self.model.network.ranges()
     }
 
     /// Whether it can say of a box that the detector took for `class` what is in it: of a person's

@@ -1,6 +1,7 @@
 //! The detector: what is where in a picture.
 
 use super::decode;
+use super::fast::Ranges;
 use super::manifest::Task;
 use super::model::Model;
 use super::prepare::Preparer;
@@ -30,6 +31,12 @@ impl Detector {
     /// The model.
     pub const fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What the values that could be held in 8 bits were so far, if the model is
+    /// [watched](Model::watched).
+    pub fn ranges(&self) -> Option<&Ranges> {
+        self.model.network.ranges()
     }
 
     /// Everything the network sees in `region` of `frame` with a score above the manifest's

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::fast::Ranges;
 use crate::sight::Class;
 
 /// The version of the manifest format this program reads and writes.
@@ -48,6 +49,10 @@ pub struct Manifest {
     /// When a crop counts as unlike anything in training. Classifiers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_set: Option<OpenSet>,
+    /// The least and the largest of each value that may be held in 8 bits, by the name of the
+    /// operator that gives it. `pawlatch model quantise` measures them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<Ranges>,
     /// What was measured, and on which data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<Metric>,

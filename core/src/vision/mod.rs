@@ -26,7 +26,7 @@ pub use classify::{Classifier, ClassifierOutput, Framing, probabilities};
 pub use detect::Detector;
 pub use localise::{HeatMap, Localisation, Localiser};
 pub use manifest::{Manifest, ManifestError, Task};
-pub use model::{Model, sha256};
+pub use model::{Model, Precision, sha256};
 pub use network::NetworkError;
 
 use crate::frame::Frame;

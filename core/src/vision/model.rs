@@ -4,13 +4,38 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::VisionError;
+use super::fast::{Arithmetic, Dot, Isa};
 use super::manifest::{Manifest, Task};
-use super::network::{Network, Outputs};
+use super::network::{Mode, Network, Outputs};
 use super::{decode, onnx};
 use crate::sight::Class;
+
+/// What networks compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// [`Precision::Int8`] where that was measured to be faster, else floats.
+    Auto,
+    /// 32-bit floats.
+    #[default]
+    Float,
+    /// 8-bit integers where the manifest has ranges and the CPU has instructions; else floats.
+    Int8,
+}
+
+impl Precision {
+    fn is_int8(self) -> bool {
+        match self {
+            Self::Auto => Isa::detect().and_then(Dot::of).is_some_and(Dot::pays),
+            Self::Float => false,
+            Self::Int8 => true,
+        }
+    }
+}
 
 /// A manifest with its network, ready to run.
 pub struct Model {
@@ -46,6 +71,34 @@ impl Model {
     /// # Errors
     /// As [`Model::load`], except for the manifest's own.
     pub fn from_parts(manifest: Manifest, onnx: &[u8]) -> Result<Self, VisionError> {
+        Self::in_precision(Precision::Float, manifest, onnx)
+    }
+
+    /// As [`Model::from_parts`], with floats or 8-bit numbers.
+    ///
+    /// # Errors
+    /// As [`Model::from_parts`].
+    pub fn in_precision(
+        precision: Precision,
+        manifest: Manifest,
+        onnx: &[u8],
+    ) -> Result<Self, VisionError> {
+        let ranges = if precision.is_int8() { manifest.quantised.clone() } else { None };
+        let arithmetic = ranges.as_ref().map_or(Arithmetic::Floats, Arithmetic::Bytes);
+        Self::prepare(Mode::With(arithmetic), manifest, onnx)
+    }
+
+    /// As [`Model::from_parts`], but slower: it notes the ranges of its values while it runs
+    /// ([`Classifier::ranges`](super::Classifier::ranges) and
+    /// [`Detector::ranges`](super::Detector::ranges)).
+    ///
+    /// # Errors
+    /// As [`Model::from_parts`].
+    pub fn watched(manifest: Manifest, onnx: &[u8]) -> Result<Self, VisionError> {
+        Self::prepare(Mode::Watched, manifest, onnx)
+    }
+
+    fn prepare(mode: Mode, manifest: Manifest, onnx: &[u8]) -> Result<Self, VisionError> {
         let got = sha256(onnx);
         if got != manifest.sha256 {
             return Err(VisionError::Sha256 {
@@ -57,8 +110,8 @@ impl Model {
         let model = manifest.name.clone();
         let named = |source| VisionError::Network { model: model.clone(), source };
         let proto = onnx::read(onnx).map_err(named)?;
-        let network =
-            Network::load(&proto, &manifest.input.name, manifest.input.shape).map_err(named)?;
+        let network = Network::load_in(mode, &proto, &manifest.input.name, manifest.input.shape)
+            .map_err(named)?;
         let places = decode::locate(&manifest, network.outputs()).map_err(named)?;
         let classes = manifest.labels.class_of_each()?;
         Ok(Self { manifest, classes, network, places, onnx: onnx.into() })

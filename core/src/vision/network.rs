@@ -12,7 +12,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::DimLike;
 use tract_onnx::tract_hir::infer::{DimFact, Factoid};
 
-use super::fast::{self, OpTime};
+use super::fast::{self, Arithmetic, OpTime, Ranges, Watch};
 
 /// Why a network cannot be loaded or run. The caller adds which model it was.
 #[derive(Debug, Error)]
@@ -65,6 +65,16 @@ pub struct Network {
     plan: Arc<TypedRunnableModel>,
     input: Arc<Tensor>,
     outputs: Vec<(String, Vec<usize>)>,
+    watch: Option<Watch>,
+}
+
+/// How a network is to be prepared.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode<'a> {
+    /// To run.
+    With(Arithmetic<'a>),
+    /// To run with floats and note the ranges of what could be bytes.
+    Watched,
 }
 
 impl Network {
@@ -78,17 +88,39 @@ impl Network {
         name: &str,
         shape: [usize; 4],
     ) -> Result<Self, NetworkError> {
+        Self::load_in(Mode::With(Arithmetic::Floats), model, name, shape)
+    }
+
+    /// As [`Network::load`], prepared as `mode` says.
+    ///
+    /// # Errors
+    /// As [`Network::load`].
+    pub(super) fn load_in(
+        mode: Mode,
+        model: &ModelProto,
+        name: &str,
+        shape: [usize; 4],
+    ) -> Result<Self, NetworkError> {
         // tract panics on some malformed graphs; that is this file's fault, not the program's.
-        catch_unwind(AssertUnwindSafe(|| Self::prepare(model, name, shape)))
+        catch_unwind(AssertUnwindSafe(|| Self::prepare(mode, model, name, shape)))
             .unwrap_or(Err(NetworkError::Broken))
     }
 
-    fn prepare(model: &ModelProto, name: &str, shape: [usize; 4]) -> Result<Self, NetworkError> {
+    fn prepare(
+        mode: Mode,
+        model: &ModelProto,
+        name: &str,
+        shape: [usize; 4],
+    ) -> Result<Self, NetworkError> {
         let prepare = |e: TractError| NetworkError::Prepare(e.into());
         let inferred = tract_onnx::onnx().model_for_proto_model(model).map_err(prepare)?;
         check_input(&inferred, name, shape)?;
         let inferred = inferred.with_input_fact(0, f32::fact(shape).into()).map_err(prepare)?;
-        let typed = fast::optimise(inferred).map_err(prepare)?;
+        let (typed, watch) = match mode {
+            Mode::With(arithmetic) => fast::optimise_in(arithmetic, inferred).map(|m| (m, None)),
+            Mode::Watched => Watch::over(inferred).map(|(m, watch)| (m, Some(watch))),
+        }
+        .map_err(prepare)?;
         let names = model.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
         let mut outputs = Vec::new();
         for (name, outlet) in names.zip(typed.outputs.iter()) {
@@ -104,7 +136,7 @@ impl Network {
         }
         let plan = typed.into_runnable().map_err(prepare)?;
         let input = Arc::new(Tensor::zero::<f32>(&shape).map_err(prepare)?);
-        Ok(Self { plan, input, outputs })
+        Ok(Self { plan, input, outputs, watch })
     }
 
     /// The outputs in the order of the ONNX: name and shape.
@@ -135,7 +167,17 @@ impl Network {
     pub fn run(&mut self) -> Result<Outputs, NetworkError> {
         let run = |e: TractError| NetworkError::Run(e.into());
         let input = Arc::clone(&self.input).into_tvalue();
-        fast::together(|| self.plan.run(tvec!(input))).map(Outputs).map_err(run)
+        match &mut self.watch {
+            Some(watch) => watch.run(&self.plan, tvec!(input)),
+            None => fast::together(|| self.plan.run(tvec!(input))),
+        }
+        .map(Outputs)
+        .map_err(run)
+    }
+
+    /// What was noted, if the network is watched.
+    pub(super) fn ranges(&self) -> Option<&Ranges> {
+        self.watch.as_ref().map(Watch::ranges)
     }
 }
 
@@ -186,7 +228,7 @@ fn check_input(model: &InferenceModel, name: &str, shape: [usize; 4]) -> Result<
     Err(wrong(format!("`{found}` of shape [{}]{kind}", dims.join(", "))))
 }
 
-type Optimise = fn(InferenceModel) -> TractResult<TypedModel>;
+type Optimise<'a> = &'a dyn Fn(InferenceModel) -> TractResult<TypedModel>;
 
 /// A network by itself, for measuring: any inputs, as the file declares them.
 pub struct Bare {
@@ -202,7 +244,15 @@ impl Bare {
     /// If it is not ONNX, does not say the type or number of axes of an input, or tract does not
     /// know an operator.
     pub fn open(onnx: &[u8]) -> Result<Self, NetworkError> {
-        Self::open_with(onnx, fast::optimise)
+        Self::open_in(Arithmetic::Floats, onnx)
+    }
+
+    /// As [`Bare::open`], with other arithmetic.
+    ///
+    /// # Errors
+    /// As [`Bare::open`].
+    pub fn open_in(arithmetic: Arithmetic, onnx: &[u8]) -> Result<Self, NetworkError> {
+        Self::open_with(onnx, &|model| fast::optimise_in(arithmetic, model))
     }
 
     /// As [`Bare::open`], but on plain tract, to compare with.
@@ -210,7 +260,7 @@ impl Bare {
     /// # Errors
     /// As [`Bare::open`].
     pub fn open_plain(onnx: &[u8]) -> Result<Self, NetworkError> {
-        Self::open_with(onnx, InferenceModel::into_optimized)
+        Self::open_with(onnx, &InferenceModel::into_optimized)
     }
 
     fn open_with(onnx: &[u8], optimise: Optimise) -> Result<Self, NetworkError> {

@@ -17,6 +17,7 @@ pub(super) fn check(manifest: &Manifest) -> Checked {
     labels(manifest)?;
     calibration(manifest)?;
     thresholds(manifest)?;
+    quantised(manifest)?;
     provenance(manifest)
 }
 
@@ -172,6 +173,15 @@ fn thresholds(m: &Manifest) -> Checked {
         ("thresholds.heat_edge", t.heat_edge),
     ] {
         must(value > 0.0 && value < 1.0, key, "above 0 and below 1", value)?;
+    }
+    Ok(())
+}
+
+fn quantised(m: &Manifest) -> Checked {
+    for (name, [low, high]) in m.quantised.iter().flatten() {
+        let sound = low.is_finite() && high.is_finite() && low <= high;
+        let expected = "two numbers, the least and the largest";
+        must(sound, &format!("quantised.{name:?}"), expected, format!("{:?}", [low, high]))?;
     }
     Ok(())
 }

@@ -251,7 +251,8 @@ impl Common {
 
     fn in_use_of(&self, settings: &ModelSettings) -> Result<InUse> {
         let (classifier, detector) = (settings.classifier.as_deref(), settings.detector.as_deref());
-        Ok(self.models_of(settings)?.chosen(classifier, detector)?)
+        let chosen = self.models_of(settings)?.chosen(classifier, detector)?;
+        Ok(InUse { precision: settings.precision, ..chosen })
     }
 }
 

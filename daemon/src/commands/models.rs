@@ -1,4 +1,4 @@
-//! `model list|verify|use|shadow|add|fetch|rollback|pack`.
+//! `model list|verify|use|shadow|add|fetch|rollback|pack|quantise`.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -11,9 +11,12 @@ use pawlatch::bundle;
 use pawlatch::exam::Marks;
 use pawlatch::models::{Added, Entry, FETCHABLE, MANIFEST_FILE, ModelsError, Permit, Step};
 use pawlatch::owner::animals::THRESHOLD_FILE;
-use pawlatch_core::vision::Task;
+use pawlatch_core::units::Rect;
+use pawlatch_core::vision::{Classifier, Detector, Framing, Task};
 
-use super::{Common, Outcome, Usage, chain, readable_by_the_service, say, say_json, trust};
+use super::{
+    Common, Outcome, Usage, chain, pictures, readable_by_the_service, say, say_json, trust,
+};
 
 /// What to do with models.
 #[derive(Subcommand)]
@@ -51,6 +54,22 @@ pub enum ModelCommand {
     /// `minisign -Sm DIR/bundle.toml`; run this again then. Without one ever, the bundle can be
     /// added by its SHA-256, which is printed.
     Pack(PackArgs),
+    /// Measure the ranges of a network's values on pictures and write them into its manifest, so
+    /// that it can compute in 8 bits (`models.precision` in the configuration).
+    ///
+    /// The pictures should show what the door sees, and not be those that accuracy is measured on.
+    Quantise(QuantiseArgs),
+}
+
+/// Options of `model quantise`.
+#[derive(Args)]
+pub struct QuantiseArgs {
+    /// The model directory.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Pictures, or directories of pictures.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pictures: Vec<PathBuf>,
 }
 
 /// Options of `model add`.
@@ -184,6 +203,7 @@ pub fn run(command: &ModelCommand, common: &Common) -> Result<Outcome> {
             Ok(Outcome::Done)
         }
         ModelCommand::Pack(args) => pack(args),
+        ModelCommand::Quantise(args) => quantise(args),
     }
 }
 
@@ -265,6 +285,34 @@ fn pack(args: &PackArgs) -> Result<Outcome> {
         eprintln!("not signed; sign {} and pack again, or add it by its SHA-256", path.display());
     }
     Ok(Outcome::Done)
+}
+
+fn quantise(args: &QuantiseArgs) -> Result<Outcome> {
+    let entry = Entry::open(&args.dir)?;
+    let model = entry.load_watched()?;
+    let (outcome, ranges) = match entry.manifest.task {
+        Task::Classifier => {
+            let mut network = Classifier::new(model)?;
+            let outcome = pictures::for_each(&args.pictures, |_, frame| {
+                network.classify(frame, Rect::WHOLE, Framing::Whole)?;
+                Ok(())
+            })?;
+            (outcome, network.ranges().cloned())
+        }
+        Task::Detector => {
+            let mut network = Detector::new(model)?;
+            let outcome = pictures::for_each(&args.pictures, |_, frame| {
+                network.detect(frame, Rect::WHOLE)?;
+                Ok(())
+            })?;
+            (outcome, network.ranges().cloned())
+        }
+    };
+    let ranges = ranges.filter(|ranges| !ranges.is_empty());
+    let ranges = ranges.context("it has no value that could be held in 8 bits on this CPU")?;
+    entry.write_ranges(&ranges)?;
+    say(&format!("{}: ranges of {} values", entry.id(), ranges.len()))?;
+    Ok(outcome)
 }
 
 fn list(args: &ListArgs, common: &Common) -> Result<Outcome> {

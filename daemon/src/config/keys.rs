@@ -71,6 +71,10 @@ section! {
         /// Threads that the networks run on, up to 64. 0: as many as there are processor cores,
         /// but one, which the camera and the control loop have for themselves.
         threads: u64 = 0,
+        /// What the networks compute with: `float`, `int8` or `auto`. `int8` holds for models whose
+        /// manifest has ranges, on processors with instructions for it, and else means `float`;
+        /// `auto` is `int8` where that was measured to be faster.
+        precision: String = "float".to_owned(),
     }
 }
 

@@ -16,6 +16,7 @@ use pawlatch_core::gate::GateSettings;
 use pawlatch_core::policy::Policy;
 use pawlatch_core::track::{ErrorBudget, TrackSettings};
 use pawlatch_core::units::Score;
+use pawlatch_core::vision::Precision;
 
 pub use keys::{documentation, sample};
 pub use layers::ConfigError;
@@ -73,6 +74,8 @@ pub struct ModelSettings {
     pub detector: Option<String>,
     /// Threads that the networks run on; `None`: one fewer than the processor has cores.
     pub threads: Option<NonZeroUsize>,
+    /// What the networks compute with.
+    pub precision: Precision,
 }
 
 impl ModelSettings {
@@ -163,6 +166,7 @@ impl Config {
                 classifier: optional(keys.models.classifier),
                 detector: optional(keys.models.detector),
                 threads: NonZeroUsize::new(keys.models.threads as usize),
+                precision: precision(&keys.models.precision).unwrap_or_default(),
             },
             gate: GateSettings {
                 approach: approach.clone(),
@@ -202,6 +206,15 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self::from_keys(Keys::default(), &Hardware::default())
+    }
+}
+
+fn precision(name: &str) -> Option<Precision> {
+    match name {
+        "auto" => Some(Precision::Auto),
+        "float" => Some(Precision::Float),
+        "int8" => Some(Precision::Int8),
+        _ => None,
     }
 }
 
@@ -280,6 +293,8 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     wanted((1..=600).contains(&unlocks), "latch.max_unlocks_per_minute", &unlocks, "1 to 600")?;
     let threads = keys.models.threads;
     wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
+    let name = &keys.models.precision;
+    wanted(precision(name).is_some(), "models.precision", name, "auto, float or int8")?;
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
     wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;

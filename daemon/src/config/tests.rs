@@ -117,6 +117,8 @@ fn values_out_of_range_or_at_odds_are_refused() {
     refuses("[camera]\nsource = \"ftp:x\"", &["camera.source", "no such kind"]);
     refuses("[journal]\nbudget_mb = 0", &["journal.budget_mb"]);
     refuses("[models]\nthreads = 65", &["models.threads", "is 65;", "up to 64"]);
+    let precision = "[models]\nprecision = \"int4\"";
+    refuses(precision, &["models.precision", "int4", "auto, float or int8"]);
     refuses("[log]\nfilter = \"a=b=c\"", &["log.filter"]);
     refuses("[policy]\ntime_zone = \"Mars/Base\"", &["policy.time_zone", "Mars/Base"]);
     refuses("[approach]\npolygon = [[0, 0], [1, 1]]", &["approach.polygon", "2 points"]);

@@ -270,6 +270,7 @@ impl ModelsDir {
         let in_use = InUse {
             classifier: self.named(before.classifier.clone(), Task::Classifier)?,
             detector: self.named(before.detector.clone(), Task::Detector)?,
+            ..InUse::default()
         };
         in_use.entries().try_for_each(|entry| entry.verify().map(|_| ()))?;
         in_use.vision()?;

@@ -11,7 +11,7 @@ use pawlatch::models::{InUse, ModelsDir};
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::{Rect, Score, Uptime};
-use pawlatch_core::vision::Vision;
+use pawlatch_core::vision::{Precision, Vision};
 use pawlatch_tests::perception::{Answer, Measured};
 use pawlatch_tests::report::{self, Clip, Detected, Labelled, Pictures, Truth};
 use serde::Deserialize;
@@ -38,7 +38,14 @@ fn run() -> Result<(), Failure> {
         return Err(format!("the pictures are not there: {}", data.display()).into());
     }
     let models_dir = env::args_os().nth(1).map_or_else(|| root.join("models"), PathBuf::from);
-    let in_use = ModelsDir::find(Some(&models_dir), None)?.in_use()?;
+    let precision = env::args().nth(2).unwrap_or_else(|| "auto".to_owned());
+    let mut in_use = ModelsDir::find(Some(&models_dir), None)?.in_use()?;
+    in_use.precision = match precision.as_str() {
+        "auto" => Precision::Auto,
+        "float" => Precision::Float,
+        "int8" => Precision::Int8,
+        other => return Err(format!("{other} is not auto, float or int8").into()),
+    };
     let mut vision = in_use.vision()?;
     let models: Vec<String> = in_use
         .entries()
@@ -47,7 +54,7 @@ fn run() -> Result<(), Failure> {
 
     let (labelled, answers) = classify(&data, &mut vision)?;
     let detected = detect(&data, &mut vision, &kept_out(&models_dir, &in_use)?)?;
-    let clips = clips(&data, &models_dir)?;
+    let clips = clips(&data, &models_dir, &precision)?;
     let pictures = Pictures { models: models.clone(), labelled, detected, clips };
     report::write(&root.join("docs"), &pictures)?;
     let measured = Measured { command: "cargo xtask evaluate".to_owned(), models, answers };
@@ -193,7 +200,7 @@ fn detect(
     Ok(all)
 }
 
-fn clips(data: &Path, models_dir: &Path) -> Result<Vec<Clip>, Failure> {
+fn clips(data: &Path, models_dir: &Path, precision: &str) -> Result<Vec<Clip>, Failure> {
     let program = env::current_exe()?.with_file_name("pawlatch");
     let mut clips = Vec::new();
     let mut dirs: Vec<PathBuf> = fs::read_dir(data.join("clips"))?
@@ -208,6 +215,7 @@ fn clips(data: &Path, models_dir: &Path) -> Result<Vec<Clip>, Failure> {
             .args(["replay", "--json", "--models-dir"])
             .arg(models_dir)
             .arg(&dir)
+            .env("PAWLATCH__MODELS__PRECISION", precision)
             .output()
             .map_err(|e| format!("{}: {e}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

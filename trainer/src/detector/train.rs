@@ -326,6 +326,7 @@ fn manifest(net: &Net, onnx: &[u8], plan: &Plan, card: &Card<'_>) -> Result<Mani
         calibration: None,
         thresholds: Thresholds::default(),
         open_set: None,
+        quantised: None,
         metrics: Vec::new(),
         training: None,
         labels: Labels { rest: Class::Other, classes, names: plan.classes.clone() },

@@ -87,18 +87,17 @@ impl Depthwise {
             unsafe { rows_job(isa, isa, self, parallel::part(rows, i, pieces), x, other, y) }
         });
     }
+}
 
-    /// Output columns whose whole window lies inside the picture.
-    fn inner_columns(&self) -> Range<usize> {
-        let g = &self.geometry;
-        let reach = (g.kernel[1] - 1) * g.dilation[1];
-        let from = g.pad[1].div_ceil(g.stride[1]).min(g.output[1]);
-        let to = match (g.input[1] + g.pad[1]).checked_sub(reach + 1) {
-            Some(last) => (last / g.stride[1] + 1).min(g.output[1]),
-            None => 0,
-        };
-        from..to.max(from)
-    }
+/// Output columns whose whole window lies inside the picture.
+pub fn inner_columns(g: &Geometry) -> Range<usize> {
+    let reach = (g.kernel[1] - 1) * g.dilation[1];
+    let from = g.pad[1].div_ceil(g.stride[1]).min(g.output[1]);
+    let to = match (g.input[1] + g.pad[1]).checked_sub(reach + 1) {
+        Some(last) => (last / g.stride[1] + 1).min(g.output[1]),
+        None => 0,
+    };
+    from..to.max(from)
 }
 
 dispatch! {
@@ -150,7 +149,7 @@ unsafe fn rows_kernel<L: Lanes>(
     y: Output,
 ) {
     let g = &op.geometry;
-    let inner = op.inner_columns();
+    let inner = inner_columns(g);
     let (clamp, posts) = split_clamp(&op.posts);
     for row in rows {
         let (block, oy) = (row / g.output[0], row % g.output[0]);

@@ -10,28 +10,28 @@ use super::simd::{Isa, LANES};
 
 /// Random geometries per instruction set; fewer where each takes a hundred times as long: in Miri,
 /// and under valgrind (`cargo xtask memcheck`).
-const CASES: usize = match option_env!("PAWLATCH_SLOW_CPU") {
+pub(super) const CASES: usize = match option_env!("PAWLATCH_SLOW_CPU") {
     _ if cfg!(miri) => 12,
     Some(_) => 100,
     None => 3000,
 };
 
 /// A small generator (Knuth's MMIX), so that every run sees the same cases.
-struct Dice(u64);
+pub(super) struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % n
     }
 
-    fn floats(&mut self, n: usize) -> Vec<f32> {
+    pub(super) fn floats(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.below(2001) as f32 / 1000.0 - 1.0).collect()
     }
 
     /// A geometry with windows up to 5x5, any stride, dilation, padding and grouping.
-    fn geometry(&mut self) -> Geometry {
+    pub(super) fn geometry(&mut self) -> Geometry {
         loop {
             let pointwise = self.below(4) == 0;
             let mut pair = |low: usize, n: usize| match pointwise {
@@ -158,7 +158,7 @@ fn posted(posts: &[Post], x: f64, other: f64) -> f64 {
     })
 }
 
-fn blocked(channels: usize, planes: &[f32]) -> Vec<f32> {
+pub(super) fn blocked(channels: usize, planes: &[f32]) -> Vec<f32> {
     let mut y = vec![f32::NAN; len(channels, planes.len() / channels)];
     from_planes(channels, planes, &mut y);
     y

@@ -19,8 +19,12 @@ use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
 use super::blocks::runs;
+use super::byte_ops::{ByteKernel, ByteOp};
+use super::bytes::{Coding, ToBytes};
+use super::coded::Coded;
 use super::conv::{Channel, Conv};
 use super::depthwise::Depthwise;
+use super::dot::Dot;
 use super::geometry::{Geometry, blocks};
 use super::map;
 use super::ops::{Fast, FromPlanes, Gather, ToPixels, ToPlanes};
@@ -28,14 +32,15 @@ use super::rules::{on_planes, post_of};
 use super::simd::{Isa, LANES};
 use super::window::{Reduction, Window};
 
-/// `model` with every window and what lies between windows in blocks.
+/// `model` with every window and what lies between windows in blocks, and with what `coded` says in
+/// bytes.
 ///
 /// # Errors
 /// If tract refuses a node it had accepted before.
-pub fn into_blocks(isa: Isa, model: &TypedModel) -> TractResult<TypedModel> {
+pub fn into_blocks(isa: Isa, model: &TypedModel, coded: Option<Coded>) -> TractResult<TypedModel> {
     let mut target = TypedModel { symbols: model.symbols.clone(), ..TypedModel::default() };
     target.properties.clone_from(&model.properties);
-    let mut layout = Layout { isa, model, target, values: BTreeMap::new() };
+    let mut layout = Layout { isa, model, coded, target, values: BTreeMap::new() };
     for id in model.eval_order()? {
         let node = model.node(id);
         layout.node(node).with_context(|| format!("laying out {node}"))?;
@@ -59,6 +64,8 @@ struct Layout<'a> {
     isa: Isa,
     /// The network in planes.
     model: &'a TypedModel,
+    /// What works on bytes.
+    coded: Option<Coded<'a>>,
     /// The network being built.
     target: TypedModel,
     /// What has become of each outlet of `model`.
@@ -70,6 +77,8 @@ struct Layout<'a> {
 struct Value {
     planes: Option<OutletId>,
     blocks: Option<Channels>,
+    /// One tensor of blocks of bytes.
+    bytes: Option<OutletId>,
     /// Pictures of equal channels, `[1, channels, pixels]` together: the pixels of each in turn.
     pixels: Option<Vec<Channels>>,
 }
@@ -182,6 +191,10 @@ impl Layout<'_> {
     }
 
     fn window(&mut self, node: &TypedNode, window: &Window) -> TractResult<Value> {
+        let on_bytes = self.coded.as_ref().and_then(|c| Some((c.dot, c.kernel(node)?)));
+        if let Some((dot, (from, kernel))) = on_bytes {
+            return self.byte_window(node, window, dot, from, kernel);
+        }
         let (g, posts) = (window.geometry.clone(), window.posts.clone());
         let mut inputs = vec![];
         let kernel = match &window.reduction {
@@ -219,6 +232,28 @@ impl Layout<'_> {
             inputs.push(self.blocks(*operand)?);
         }
         self.wire(&node.name, kernel, &inputs, g.cout, g.output)
+    }
+
+    fn byte_window(
+        &mut self,
+        node: &TypedNode,
+        window: &Window,
+        dot: Dot,
+        from: Coding,
+        kernel: ByteKernel,
+    ) -> TractResult<Value> {
+        let g = &window.geometry;
+        let mut inputs = vec![self.bytes(node.inputs[0], dot, from)?];
+        if let Some(operand) = node.inputs.get(1) {
+            inputs.push(self.blocks(*operand)?);
+        }
+        let gives_bytes = kernel.gives_bytes();
+        let op = ByteOp::new(dot, kernel, &shape(g));
+        let outlet = self.target.wire_node(&node.name, op, &inputs)?[0];
+        Ok(match gives_bytes {
+            true => Value { bytes: Some(outlet), ..Value::default() },
+            false => Value::in_blocks(Channels::of(outlet, g.cout, g.output)),
+        })
     }
 
     /// Heads of detectors: pictures flattened, stacked and turned so that a pixel's channels lie
@@ -431,6 +466,20 @@ impl Layout<'_> {
         gathered.lanes = gathered.lanes.into_shape_with_order(channels.lanes.raw_dim())?;
         self.values.entry(outlet).or_default().blocks = Some(gathered);
         Ok(tensor)
+    }
+
+    /// `outlet` as one tensor of blocks of bytes, its channels in order.
+    fn bytes(&mut self, outlet: OutletId, dot: Dot, coding: Coding) -> TractResult<OutletId> {
+        if let Some(bytes) = self.value(outlet)?.bytes {
+            return Ok(bytes);
+        }
+        let (channels, size) = picture(self.model.outlet_fact(outlet)?)?;
+        let input = self.blocks(outlet)?;
+        let kernel = ByteKernel::ToBytes(ToBytes(coding));
+        let op = ByteOp::new(dot, kernel, &block_shape(channels, size));
+        let bytes = self.target.wire_node(self.name(outlet, "bytes"), op, &[input])?[0];
+        self.values.entry(outlet).or_default().bytes = Some(bytes);
+        Ok(bytes)
     }
 
     /// `channels` as one tensor of blocks, in order: itself, if it is one already.

@@ -194,28 +194,28 @@ pub fn each(n: usize, work: impl Fn(usize) + Sync + Send) {
 
 /// An output that several pieces write, each its own places.
 #[derive(Clone, Copy)]
-pub struct Output {
-    start: *mut f32,
+pub struct Output<T = f32> {
+    start: *mut T,
     len: usize,
 }
 
 // SAFETY: a pointer may be sent and shared; writing through it is `unsafe` at its use.
-unsafe impl Send for Output {}
+unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Output {}
+unsafe impl<T: Send> Sync for Output<T> {}
 
-impl Output {
+impl<T> Output<T> {
     /// All of `y`.
-    pub fn new(y: &mut [f32]) -> Self {
+    pub fn new(y: &mut [T]) -> Self {
         Self { start: y.as_mut_ptr(), len: y.len() }
     }
 
-    /// The place of float `at`, from where `floats` more may be written.
+    /// The place of number `at`, from where `count` may be written.
     ///
     /// # Panics
     /// If that is out of bounds.
-    pub fn at(&self, at: usize, floats: usize) -> *mut f32 {
-        assert!(at + floats <= self.len);
+    pub fn at(&self, at: usize, count: usize) -> *mut T {
+        assert!(at + count <= self.len);
         self.start.wrapping_add(at)
     }
 }

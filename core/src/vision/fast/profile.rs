@@ -3,6 +3,7 @@
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan;
 
+use super::byte_ops::ByteOp;
 use super::ops::Fast;
 use super::parallel::together;
 
@@ -36,7 +37,9 @@ pub fn profile(
             let start = clock();
             let outputs = plan::eval(context, state, node, inputs);
             let time = clock().saturating_sub(start);
-            let macs = node.op_as::<Fast>().map_or(0, Fast::macs);
+            let floats = node.op_as::<Fast>().map(Fast::macs);
+            let bytes = node.op_as::<ByteOp>().map(ByteOp::macs);
+            let macs = floats.or(bytes).unwrap_or(0);
             let (name, op) = (node.name.clone(), node.op.name().into_owned());
             times.push(OpTime { name, op, time, macs });
             outputs

@@ -227,7 +227,7 @@ macro_rules! lanes {
      |$c:ident, $a:ident, $b:ident| $fma:expr, |$x:ident| $recip:expr, |$t:ident| $pow2:expr) => {
         $(#[$attr])*
         #[derive(Clone, Copy)]
-        pub struct $name([$register; $count]);
+        pub struct $name(pub(in crate::vision::fast) [$register; $count]);
 
         #[allow(unused_unsafe)] // some of the operations are safe functions
         // SAFETY (all methods): the trait's contract gives the instruction set and the pointers;
@@ -380,7 +380,7 @@ mod portable {
         /// Plain Rust.
         Portable: [f32; 16] of 1, tile 4 x 1,
         splat load store add mul min max,
-        |c, a, b| a * b + c,
+        |c, a, b| f32::mul_add(a, b, c),
         |x| 1.0 / x,
         |t| f32::from_bits(t.to_bits() << 23)
     }

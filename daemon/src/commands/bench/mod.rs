@@ -55,6 +55,9 @@ pub struct BenchArgs {
     /// time ours take: {"plain_p50_ms","of_plain"}.
     #[arg(long, requires = "model")]
     plain: bool,
+    /// Compute in 8 bits, with the ranges in the `model.toml` beside the network.
+    #[arg(long, requires = "model")]
+    int8: bool,
     /// Print JSON only.
     #[arg(long)]
     json: bool,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use pawlatch::models::{MAX_ONNX_BYTES, read_limited};
-use pawlatch_core::vision::fast::{Isa, multiply_adds};
+use pawlatch::models::{Entry, MAX_ONNX_BYTES, read_limited};
+use pawlatch_core::vision::fast::{Arithmetic, Isa, Ranges, multiply_adds};
 use pawlatch_core::vision::network::Bare;
 
 use super::{BenchArgs, Outcome, percentile, rounded};
@@ -53,7 +53,9 @@ pub fn run(model: &Path, args: &BenchArgs) -> Result<Outcome> {
         .num_threads(usize::from(args.threads))
         .build()
         .context("cannot start the threads")?;
-    let network = Bare::open(&onnx).with_context(|| file.clone())?;
+    let ranges = if args.int8 { Some(ranges(model)?) } else { None };
+    let arithmetic = ranges.as_ref().map_or(Arithmetic::Floats, Arithmetic::Bytes);
+    let network = Bare::open_in(arithmetic, &onnx).with_context(|| file.clone())?;
     let times = pool.install(|| measure(args, &network)).with_context(|| file.clone())?;
     if args.ops {
         let peak = peak();
@@ -93,6 +95,13 @@ pub fn run(model: &Path, args: &BenchArgs) -> Result<Outcome> {
     }
     say_json(&line)?;
     Ok(Outcome::Done)
+}
+
+/// The ranges in the manifest beside `model`.
+fn ranges(model: &Path) -> Result<Ranges> {
+    let entry = Entry::open(model.parent().unwrap_or(Path::new(".")))?;
+    let missing = "its manifest has no ranges; `pawlatch model quantise` measures them";
+    entry.manifest.quantised.context(missing)
 }
 
 /// The sorted times of the measured runs.
