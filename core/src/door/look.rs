@@ -193,7 +193,7 @@ impl Door {
         let open = self.state.wishes_unlocked();
         let dogs = || seen.tracks.iter().filter(|t| t.dog >= self.settings.veto);
         let beside = |t: &Track| {
-            if open { dogs().count() > 1 } else { !target.is_some_and(|o| o.id == t.id) }
+            if open { dogs().count() > 1 } else { target.is_none_or(|o| o.id != t.id) }
         };
         dogs().any(|t| {
             let forbidden = self.identify(t).is_some_and(|who| {

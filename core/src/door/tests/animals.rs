@@ -121,7 +121,7 @@ fn another_dog_beside_the_one_keeps_it_shut_and_shuts_it() {
     let open = |tracks: &[Track]| latch(Position::Unlocked, there(tracks));
     step(&mut door, 100, &calm());
     for (ms, moment, state) in [
-        (200, there(&[rex.clone()]), "open"),
+        (200, there(std::slice::from_ref(&rex)), "open"),
         (300, open(&[rex.clone(), brief]), "open"),
         (400, open(&[]), "open"),
         (500, open(&[like(0.3, 0.1)]), "open"),

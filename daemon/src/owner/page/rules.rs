@@ -494,8 +494,12 @@ mod tests {
             rule
         };
         let dogs = rule("dog", "allow", "both");
-        let with = |rule: Rule| risks(&[dogs.clone()], &[dogs.clone(), rule], &["Rex".to_owned()]);
-        let only = |after: Rule| risks(&[dogs.clone()], &[after], &["Rex".to_owned()]).join(" ");
+        let with = |rule: Rule| {
+            risks(std::slice::from_ref(&dogs), &[dogs.clone(), rule], &["Rex".to_owned()])
+        };
+        let only = |after: Rule| {
+            risks(std::slice::from_ref(&dogs), &[after], &["Rex".to_owned()]).join(" ")
+        };
         assert!(only(rule("dog:Rex", "allow", "in")).contains("recognised"));
         assert!(only(rule("dog:Ace", "allow", "in")).contains("no pictures"));
         assert!(with(rule("dog:Rex", "allow", "in")).is_empty());
