@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::bytes::{Bytes, Coding};
 use super::conv::{Line, lines_of};
-use super::depthwise::inner_columns;
+use super::depthwise::{Row, inner_columns};
 use super::geometry::{Geometry, blocks};
 use super::parallel::{self, Output};
 use super::simd::{Isa, LANES, dispatch};
@@ -88,27 +88,6 @@ dispatch! {
         = rows_kernel
 }
 
-/// What one output row sees.
-#[derive(Clone, Copy)]
-struct Row {
-    /// The input pixel (or where it would be) under tap 0 of the first column, in the first
-    /// visible tap row.
-    input: *const u8,
-    /// Weights of the first visible tap row.
-    weights: *const f32,
-    /// Visible tap rows.
-    height: usize,
-    /// Bytes between tap rows of the input.
-    pitch: usize,
-    /// Bytes between taps within a row.
-    step: usize,
-    /// Bytes between the windows of neighbouring outputs.
-    advance: usize,
-    bias: *const f32,
-    clamp: (f32, f32),
-    out: *mut u8,
-}
-
 /// # Safety
 /// As [`rows_job`].
 #[inline(always)]
@@ -122,25 +101,8 @@ unsafe fn rows_kernel<L: Bytes>(
     let g = &op.geometry;
     let inner = inner_columns(g);
     for row in rows {
-        let (block, oy) = (row / g.output[0], row % g.output[0]);
-        let (ky, top) = g.visible(0, oy);
-        let first = (top + (ky.start * g.dilation[0]) as isize) * g.input[1] as isize;
-        let plane = x[block * g.input_pixels() * LANES..].as_ptr();
-        let this = Row {
-            input: plane.wrapping_offset((first - g.pad[1] as isize) * LANES as isize),
-            weights: op
-                .weights
-                .as_ptr()
-                .wrapping_add(block * g.taps() + ky.start * g.kernel[1])
-                .cast(),
-            height: ky.len(),
-            pitch: g.dilation[0] * g.input[1] * LANES,
-            step: g.dilation[1] * LANES,
-            advance: g.stride[1] * LANES,
-            bias: op.bias[block].0.as_ptr(),
-            clamp: op.clamp,
-            out: y.at(row * g.output[1] * LANES, g.output[1] * LANES),
-        };
+        let out = y.at(row * g.output[1] * LANES, g.output[1] * LANES);
+        let this = Row::new(g, row, x, &op.weights, &op.bias, op.clamp, out);
         // SAFETY: `visible` and `inner_columns` keep every read inside the block's plane.
         unsafe {
             for ox in (0..inner.start).chain(inner.end..g.output[1]) {
@@ -167,7 +129,7 @@ unsafe fn rows_kernel<L: Bytes>(
 /// # Safety
 /// Those taps must lie inside the picture.
 #[inline(always)]
-unsafe fn window<L: Bytes>(row: Row, ox: usize, kx: Range<usize>, width: usize) {
+unsafe fn window<L: Bytes>(row: Row<u8>, ox: usize, kx: Range<usize>, width: usize) {
     // SAFETY: the caller's.
     unsafe {
         let mut sum = L::load(row.bias);
@@ -189,14 +151,14 @@ dispatch! {
     ///
     /// # Safety
     /// As [`window`], for all of `columns` and all taps.
-    fn inner_row[W, S](row: &Row, columns: Range<usize>) = inner_row_kernel
+    fn inner_row[W, S](row: &Row<u8>, columns: Range<usize>) = inner_row_kernel
 }
 
 /// # Safety
 /// As [`inner_row`].
 #[inline(always)]
 unsafe fn inner_row_kernel<L: Bytes, const W: usize, const S: usize>(
-    row: &Row,
+    row: &Row<u8>,
     columns: Range<usize>,
 ) {
     let mut ox = columns.start;
@@ -219,7 +181,7 @@ unsafe fn inner_row_kernel<L: Bytes, const W: usize, const S: usize>(
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // unrolled: registers, not memory
 unsafe fn inner_tile<L: Bytes, const W: usize, const S: usize, const P: usize>(
-    row: &Row,
+    row: &Row<u8>,
     ox: usize,
 ) {
     // SAFETY: the caller's.

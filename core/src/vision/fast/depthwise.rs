@@ -116,25 +116,60 @@ dispatch! {
     ) = rows_kernel
 }
 
-/// What one output row sees: pointers to its window's first tap, weights and output.
+/// What one output row of numbers of kind `T` sees.
 #[derive(Clone, Copy)]
-struct Row {
+pub(super) struct Row<T> {
     /// The input pixel (or where it would be) under tap 0 of the first column, in the first
     /// visible tap row.
-    input: *const f32,
+    pub input: *const T,
     /// Weights of the first visible tap row; null for max pooling.
-    weights: *const f32,
+    pub weights: *const f32,
     /// Visible tap rows.
-    height: usize,
-    /// Floats between tap rows of the input.
-    pitch: usize,
-    /// Floats between taps within a row.
-    step: usize,
-    /// Floats between the windows of neighbouring outputs.
-    advance: usize,
-    bias: *const f32,
-    clamp: (f32, f32),
-    out: *mut f32,
+    pub height: usize,
+    /// Numbers between tap rows of the input.
+    pub pitch: usize,
+    /// Numbers between taps within a row.
+    pub step: usize,
+    /// Numbers between the windows of neighbouring outputs.
+    pub advance: usize,
+    pub bias: *const f32,
+    pub clamp: (f32, f32),
+    pub out: *mut T,
+}
+
+impl<T> Row<T> {
+    /// The output row `row`, counted through all blocks, that starts at `out`, of `x` in blocks.
+    /// `weights` are `[block][tap]`, or none for max pooling; `bias` is `[block]`.
+    #[inline(always)]
+    pub fn new(
+        g: &Geometry,
+        row: usize,
+        x: &[T],
+        weights: &[Line],
+        bias: &[Line],
+        clamp: (f32, f32),
+        out: *mut T,
+    ) -> Self {
+        let (block, oy) = (row / g.output[0], row % g.output[0]);
+        let (ky, top) = g.visible(0, oy);
+        let first = (top + (ky.start * g.dilation[0]) as isize) * g.input[1] as isize;
+        let plane = x[block * g.input_pixels() * LANES..].as_ptr();
+        let first_weights = block * g.taps() + ky.start * g.kernel[1];
+        Self {
+            input: plane.wrapping_offset((first - g.pad[1] as isize) * LANES as isize),
+            weights: match weights {
+                [] => std::ptr::null(),
+                _ => weights.as_ptr().wrapping_add(first_weights).cast(),
+            },
+            height: ky.len(),
+            pitch: g.dilation[0] * g.input[1] * LANES,
+            step: g.dilation[1] * LANES,
+            advance: g.stride[1] * LANES,
+            bias: bias[block].0.as_ptr(),
+            clamp,
+            out,
+        }
+    }
 }
 
 /// # Safety
@@ -152,27 +187,10 @@ unsafe fn rows_kernel<L: Lanes>(
     let inner = inner_columns(g);
     let (clamp, posts) = split_clamp(&op.posts);
     for row in rows {
-        let (block, oy) = (row / g.output[0], row % g.output[0]);
-        let (ky, top) = g.visible(0, oy);
-        let first = (top + (ky.start * g.dilation[0]) as isize) * g.input[1] as isize;
-        let plane = x[block * g.input_pixels() * LANES..].as_ptr();
         let at = row * g.output[1] * LANES;
         let out = y.at(at, g.output[1] * LANES);
-        let weights = match op.weights.get(block * g.taps() + ky.start * g.kernel[1]..) {
-            Some(lines) if !op.is_max() => lines.as_ptr().cast(),
-            _ => std::ptr::null(),
-        };
-        let this = Row {
-            input: plane.wrapping_offset((first - g.pad[1] as isize) * LANES as isize),
-            weights,
-            height: ky.len(),
-            pitch: g.dilation[0] * g.input[1] * LANES,
-            step: g.dilation[1] * LANES,
-            advance: g.stride[1] * LANES,
-            bias: op.bias[block].0.as_ptr(),
-            clamp,
-            out,
-        };
+        let weights = if op.is_max() { &[] } else { &op.weights[..] };
+        let this = Row::new(g, row, x, weights, &op.bias, clamp, out);
         // SAFETY: `visible` and `inner_columns` keep every read inside the block's plane.
         unsafe {
             for ox in (0..inner.start).chain(inner.end..g.output[1]) {
@@ -199,7 +217,7 @@ unsafe fn rows_kernel<L: Lanes>(
 /// # Safety
 /// As [`rows_job`].
 #[inline(always)]
-unsafe fn border<L: Lanes>(g: &Geometry, row: Row, ox: usize) {
+unsafe fn border<L: Lanes>(g: &Geometry, row: Row<f32>, ox: usize) {
     let (kx, _) = g.visible(1, ox);
     // SAFETY: only taps inside the picture are read.
     unsafe { window::<L>(row, ox, kx, g.kernel[1]) }
@@ -210,7 +228,7 @@ unsafe fn border<L: Lanes>(g: &Geometry, row: Row, ox: usize) {
 /// # Safety
 /// Those taps must lie inside the picture.
 #[inline(always)]
-unsafe fn window<L: Lanes>(row: Row, ox: usize, kx: Range<usize>, width: usize) {
+unsafe fn window<L: Lanes>(row: Row<f32>, ox: usize, kx: Range<usize>, width: usize) {
     // SAFETY: the caller's.
     unsafe {
         let mut sum = L::load(row.bias);
@@ -234,7 +252,7 @@ unsafe fn window<L: Lanes>(row: Row, ox: usize, kx: Range<usize>, width: usize) 
 /// # Safety
 /// As [`window`], for all of `columns` and all taps.
 #[inline(always)]
-unsafe fn any_row<L: Lanes>(row: Row, width: usize, columns: Range<usize>) {
+unsafe fn any_row<L: Lanes>(row: Row<f32>, width: usize, columns: Range<usize>) {
     for ox in columns {
         // SAFETY: the caller's.
         unsafe { window::<L>(row, ox, 0..width, width) }
@@ -247,14 +265,14 @@ dispatch! {
     ///
     /// # Safety
     /// As [`any_row`].
-    fn inner_row[W, S](row: &Row, columns: Range<usize>) = inner_row_kernel
+    fn inner_row[W, S](row: &Row<f32>, columns: Range<usize>) = inner_row_kernel
 }
 
 /// # Safety
 /// As [`any_row`].
 #[inline(always)]
 unsafe fn inner_row_kernel<L: Lanes, const W: usize, const S: usize>(
-    row: &Row,
+    row: &Row<f32>,
     columns: Range<usize>,
 ) {
     let mut ox = columns.start;
@@ -277,7 +295,7 @@ unsafe fn inner_row_kernel<L: Lanes, const W: usize, const S: usize>(
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // unrolled: registers, not memory
 unsafe fn inner_tile<L: Lanes, const W: usize, const S: usize, const P: usize>(
-    row: &Row,
+    row: &Row<f32>,
     ox: usize,
 ) {
     // SAFETY: the caller's.

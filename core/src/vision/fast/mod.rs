@@ -14,8 +14,9 @@
 //! lies between them can work on bytes ([`Arithmetic::Bytes`]).
 //!
 //! Kernels (`conv`, `depthwise`, `map`, `post`, `blocks`, `bytes`, `dot`, `byte_depthwise`) know no
-//! tract type; `ops` and `byte_ops` wrap them and know no arithmetic; `rules` and `layout` know both by name only. `unsafe` is confined to the
-//! kernels, `simd`, `parallel`, and the one uninitialised output in `ops`.
+//! tract type; `ops` and `byte_ops` wrap them and know no arithmetic; `rules` and `layout` know both
+//! by name only. `unsafe` is confined to the kernels, `simd`, `parallel`, and the uninitialised
+//! outputs in `ops` and `byte_ops`.
 //!
 //! Threads: the core starts none. Run the whole inference inside a rayon pool to use its threads;
 //! outputs are the same, bit for bit, for any number of them.
