@@ -10,7 +10,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use pawlatch_core::frame::Frame;
@@ -32,6 +32,8 @@ const MAX_BYTES: u64 = 1 << 20;
 const EVERY: Duration = Duration::from_millis(500);
 /// Shortest time between two disagreements that are kept.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
+/// Shortest time between two writings of what was counted: cards wear out.
+const WRITE_EVERY: Duration = Duration::from_secs(10);
 /// Probabilities that are remembered of each kind, the newest.
 const REMEMBERED: usize = 2_000;
 /// Share of what the model in use takes for no dog that may be above the proposed threshold.
@@ -251,26 +253,34 @@ fn look_on(
     counts.write(dir)?;
     let mut network = Network::load(candidate, in_use)?;
     let mut kept_at: Option<Uptime> = None;
+    let (mut written_at, mut unwritten) = (Instant::now(), false);
     loop {
-        let case = match cases.take(Duration::from_secs(60)) {
-            Taken::Value(case) => case,
-            Taken::Nothing => continue,
-            Taken::Closed => return Ok(()),
-        };
-        let (said, says) = (dog_in(&case.seen), network.dog(&case)?);
-        let at = case.frame.captured_at();
-        if counts.add(said, says) && kept_at.is_none_or(|kept| at.since(kept) >= KEEP_EVERY) {
-            let note = Disagreement {
-                candidate: counts.candidate.clone(),
-                in_use_says: said,
-                candidate_says: says,
-                frame: case.frame,
-            };
-            if scribe.record(Note::Disagreement(note)) {
-                kept_at = Some(at);
+        match cases.take(WRITE_EVERY) {
+            Taken::Value(case) => {
+                let (said, says) = (dog_in(&case.seen), network.dog(&case)?);
+                let at = case.frame.captured_at();
+                let disagree = counts.add(said, says);
+                unwritten = true;
+                if disagree && kept_at.is_none_or(|kept| at.since(kept) >= KEEP_EVERY) {
+                    let note = Disagreement {
+                        candidate: counts.candidate.clone(),
+                        in_use_says: said,
+                        candidate_says: says,
+                        frame: case.frame,
+                    };
+                    if scribe.record(Note::Disagreement(note)) {
+                        kept_at = Some(at);
+                    }
+                }
             }
+            Taken::Nothing => {}
+            Taken::Closed if unwritten => return Ok(counts.write(dir)?),
+            Taken::Closed => return Ok(()),
         }
-        counts.write(dir)?;
+        if unwritten && written_at.elapsed() >= WRITE_EVERY {
+            counts.write(dir)?;
+            (written_at, unwritten) = (Instant::now(), false);
+        }
     }
 }
 
