@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 /// Everything that was measured.
 pub struct Pictures {
+    /// What made them.
+    pub command: String,
     /// Name, version and hash of each model.
     pub models: Vec<String>,
     /// Single pictures.
@@ -243,7 +245,7 @@ pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
         .map(|c| json!({ "clip": c.name, "truth": c.truth, "outcome": c.summary }))
         .collect();
     let all = json!({
-        "command": "cargo xtask evaluate",
+        "command": pictures.command,
         "models": pictures.models,
         "pictures": pictures.labelled.len(),
         "boxed_pictures": pictures.detected.len(),
@@ -271,12 +273,14 @@ fn page(all: &Value) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "# Evaluation\n\nMade by `cargo xtask evaluate`; all figures as JSON in \
+        "# Evaluation\n\nMade by `{}`; all figures as JSON in \
          [evaluation.json](evaluation.json). Brackets hold exact 95 % bounds (Clopper and \
          Pearson). The pictures are not part of the project: {} labelled ones, {} with boxes, \
          and clips. A model with a `validation.txt` is judged by boxes of the pictures listed there only: \
          it was trained on the others.\n\nModels:",
-        all["pictures"], all["boxed_pictures"]
+        all["command"].as_str().unwrap_or_default(),
+        all["pictures"],
+        all["boxed_pictures"]
     );
     for model in all["models"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "- {}", model.as_str().unwrap_or_default());

@@ -36,8 +36,11 @@ enum Cli {
     /// Needs the pictures in ../shared/data, beside the project.
     Evaluate {
         /// The models to measure.
-        #[arg(long)]
-        models_dir: Option<PathBuf>,
+        #[arg(long, default_value = "models")]
+        models_dir: PathBuf,
+        /// What they compute with: float, int8, or auto for what is quicker here.
+        #[arg(long, default_value = "float")]
+        precision: String,
     },
     /// Time our networks against onnxruntime, and every stage of the door; writes
     /// docs/performance.*.
@@ -112,12 +115,11 @@ fn main() -> Result<()> {
             let args = ["run", "--quiet", "--package", "pawlatch-tests", "--bin", "simulate", "--"];
             cargo(&root, args.into_iter().chain([approaches.as_str(), seed.as_str()]))
         }
-        Cli::Evaluate { models_dir } => {
+        Cli::Evaluate { models_dir, precision } => {
             cargo(&root, ["build", "--package", "pawlatch", "--package", "pawlatch-tests"])?;
             let args = ["run", "--quiet", "--package", "pawlatch-tests", "--bin", "evaluate", "--"];
-            let dir = models_dir.map(|dir| env::current_dir().map(|here| here.join(dir)));
-            let dir = dir.transpose()?.map(|dir| dir.display().to_string());
-            cargo(&root, args.into_iter().chain(dir.as_deref()))
+            let dir = env::current_dir()?.join(models_dir).display().to_string();
+            cargo(&root, args.into_iter().chain([dir.as_str(), precision.as_str()]))
         }
         Cli::Bench { frames } => bench::run(&root, frames),
         Cli::Arm { program, here, clip } => arm::run(&root, program, here, &clip),
