@@ -1,12 +1,12 @@
 //! Whole networks against plain tract.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool};
 
-use super::{Isa, optimise_for, profile, together};
+use super::{Dot, Isa, Watch, optimise_for, optimise_to_bytes, profile, together};
 
 /// A network of the zoo and how its outputs are to be compared.
 struct Net {
@@ -37,20 +37,29 @@ fn zoo() -> Option<PathBuf> {
 }
 
 fn load(net: &Net) -> Option<InferenceModel> {
-    let model = tract_onnx::onnx().model_for_path(zoo()?.join(net.file)).unwrap();
+    Some(read(&zoo()?.join(net.file)))
+}
+
+fn read(file: &Path) -> InferenceModel {
+    let model = tract_onnx::onnx().model_for_path(file).unwrap();
     let shape = model.input_fact(0).unwrap().shape.as_concrete_finite().unwrap().unwrap();
-    Some(model.with_input_fact(0, f32::fact(&shape).into()).unwrap())
+    model.with_input_fact(0, f32::fact(&shape).into()).unwrap()
 }
 
 /// Smooth colours with some noise: the activations of a picture, not of noise.
 fn picture(net: &Net, model: &InferenceModel) -> Tensor {
+    picture_of(net.input, model, 1.0)
+}
+
+/// One of many such pictures; `wave` is how fast its colours change.
+fn picture_of(input: (f32, f32), model: &InferenceModel, wave: f32) -> Tensor {
     let shape = model.input_fact(0).unwrap().shape.as_concrete_finite().unwrap().unwrap();
     let width = shape[3];
     let pixel = |i: usize| {
         let (x, y) = ((i % width) as f32, (i / width) as f32);
         let noise = (i.wrapping_mul(2_654_435_761) % 1000) as f32 / 1000.0;
-        let colour = 0.4 + 0.3 * (x / 37.0).sin() * (y / 23.0).cos() + 0.2 * noise;
-        net.input.0 + colour * (net.input.1 - net.input.0)
+        let colour = 0.4 + 0.3 * (wave * x / 37.0).sin() * (wave * y / 23.0).cos() + 0.2 * noise;
+        input.0 + colour * (input.1 - input.0)
     };
     let pixels: Vec<f32> = (0..shape.iter().product()).map(pixel).collect();
     Tensor::from_shape(&shape, &pixels).unwrap()
@@ -131,6 +140,60 @@ fn any_number_of_threads_gives_the_same_outputs() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let shared = pool.install(|| together(|| run(fast.clone(), &x)));
             assert_eq!(alone, shared, "{}", net.file);
+        }
+    }
+}
+
+/// A network that the door ships with, and what becomes of it in bytes.
+struct Shipped {
+    file: &'static str,
+    pointwise: usize,
+    depthwise: usize,
+    /// 1x1 convolutions that stay floats: those that give the network's outputs.
+    floats: usize,
+}
+
+const SHIPPED: [Shipped; 3] = [
+    Shipped {
+        file: "efficientnet_lite0/efficientnet_lite0.onnx",
+        pointwise: 32,
+        depthwise: 15,
+        floats: 0,
+    },
+    Shipped { file: "pet_classifier/model.onnx", pointwise: 32, depthwise: 15, floats: 0 },
+    Shipped { file: "pet_detector/model.onnx", pointwise: 43, depthwise: 20, floats: 3 },
+];
+
+/// The shipped networks in bytes, with ranges from made-up pictures: as many operators as can be
+/// are of bytes, and on another such picture the outputs stay near those of floats. (What it does
+/// to real answers, `cargo xtask evaluate --precision int8` measures.)
+#[test]
+fn the_shipped_networks_in_bytes_are_near_those_of_floats() {
+    let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models");
+    for net in &SHIPPED {
+        let model = read(&models.join(net.file));
+        let (watched, mut watch) = Watch::over(model.clone()).unwrap();
+        let watched = watched.into_runnable().unwrap();
+        for wave in [0.3, 0.7, 1.5, 3.0] {
+            let x = picture_of((-1.0, 1.0), &model, wave);
+            watch.run(&watched, tvec!(x.into())).unwrap();
+        }
+        let x = picture_of((-1.0, 1.0), &model, 1.0);
+        for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::PORTABLE) {
+            let Some(dot) = Dot::of(isa) else { continue };
+            let floats = run(optimise_for(isa, model.clone()).unwrap(), &x);
+            let bytes = optimise_to_bytes(dot, watch.ranges(), model.clone()).unwrap();
+            let count = |name| bytes.nodes().iter().filter(|n| n.op.name() == name).count();
+            let made = ["FastBytePointwise", "FastByteDepthwise", "FastPointwise"].map(count);
+            assert_eq!(made, [net.pointwise, net.depthwise, net.floats], "{}", net.file);
+            for (floats, bytes) in floats.iter().zip(&run(bytes, &x)) {
+                let (a, b) = (self::floats(floats, false), self::floats(bytes, false));
+                let off: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
+                let all: f32 = a.iter().map(|a| a * a).sum();
+                let off = (off / all).sqrt();
+                eprintln!("{} on {}: {off:.3}", net.file, isa.name());
+                assert!(off < 0.2, "{} on {}: {off}", net.file, isa.name());
+            }
         }
     }
 }
