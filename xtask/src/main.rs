@@ -35,10 +35,11 @@ enum Cli {
     ///
     /// Needs the pictures in ../shared/data, beside the project.
     Evaluate {
-        /// The models to measure.
-        #[arg(long, default_value = "models")]
-        models_dir: PathBuf,
-        /// What they compute with: float, int8, or auto for what is quicker here.
+        /// The models to measure; without it the project's.
+        #[arg(long)]
+        models_dir: Option<PathBuf>,
+        /// What they compute with: float, int8, or auto for what is quicker here. All but float
+        /// write to a directory of that name in docs, and leave tests/perception.json.
         #[arg(long, default_value = "float")]
         precision: String,
     },
@@ -118,7 +119,11 @@ fn main() -> Result<()> {
         Cli::Evaluate { models_dir, precision } => {
             cargo(&root, ["build", "--package", "pawlatch", "--package", "pawlatch-tests"])?;
             let args = ["run", "--quiet", "--package", "pawlatch-tests", "--bin", "evaluate", "--"];
-            let dir = env::current_dir()?.join(models_dir).display().to_string();
+            let dir = models_dir.map_or_else(
+                || Ok(root.join("models")),
+                |dir| env::current_dir().map(|here| here.join(dir)),
+            )?;
+            let dir = dir.display().to_string();
             cargo(&root, args.into_iter().chain([dir.as_str(), precision.as_str()]))
         }
         Cli::Bench { frames } => bench::run(&root, frames),
