@@ -161,12 +161,15 @@ pub struct Tracker {
     settings: TrackSettings,
     tracks: Vec<Track>,
     next_id: u32,
+    /// Nothing captured until then speaks for a dog any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spent_at: Option<Uptime>,
 }
 
 impl Tracker {
     /// A tracker that has seen nothing.
     pub const fn new(settings: TrackSettings) -> Self {
-        Self { settings, tracks: Vec::new(), next_id: 1 }
+        Self { settings, tracks: Vec::new(), next_id: 1, spent_at: None }
     }
 
     /// The settings it was made with.
@@ -200,6 +203,16 @@ impl Tracker {
                 self.begin(sighting, sightings.captured_at);
             }
         }
+        if self.spent_at.is_some_and(|at| sightings.captured_at <= at) {
+            self.tracks.iter_mut().for_each(Track::spend);
+        }
+    }
+
+    /// Uses up whatever spoke for dogs, which dog included, in frames captured until `now`: the
+    /// door has been open for it. What speaks against opening stays.
+    pub fn spend(&mut self, now: Uptime) {
+        self.spent_at = Some(now);
+        self.tracks.iter_mut().for_each(Track::spend);
     }
 
     /// Pairs `(sighting, track)`, each index at most once, nearest first.
@@ -275,6 +288,12 @@ impl Track {
         self.in_approach = stands_in(self.rect, &settings.approach);
         self.last_seen = at;
         self.frames += 1;
+    }
+
+    fn spend(&mut self) {
+        self.dog = self.dog.min(0.0);
+        self.likeness.clear();
+        self.looks = 0.0;
     }
 
     /// Adds how like each animal it is in one more frame.
