@@ -58,6 +58,8 @@ struct DoorLine<'a> {
     rss_mib: f64,
     /// How much of it has come since the warm-up.
     rss_growth_mib: f64,
+    /// What it was after each tenth of the frames.
+    rss_tenths_mib: Vec<f64>,
     /// The most it ever was, loading included.
     rss_peak_mib: f64,
 }
@@ -177,13 +179,17 @@ impl Bench {
         source: &mut dyn FrameSource,
         cold_start: Duration,
     ) -> Result<DoorLine<'a>> {
-        self.laps = Default::default();
-        self.whole.clear();
+        self.laps = std::array::from_fn(|_| room(args.runs));
+        self.whole = room(args.runs);
         let (rss, cpu, start) = (memory_mib("VmRSS")?, cpu_seconds()?, self.next);
         let bar = pictures::progress(u64::from(args.runs));
-        for _ in 0..args.runs {
+        let mut tenths = Vec::with_capacity(10);
+        for run in 1..=args.runs {
             self.frame(source)?;
             bar.inc(1);
+            if run % args.runs.div_ceil(10) == 0 || run == args.runs {
+                tenths.push(rounded(memory_mib("VmRSS")?));
+            }
         }
         bar.finish_and_clear();
         let (cpu, played) = (cpu_seconds()? - cpu, self.next.since(start).as_secs_f64());
@@ -203,9 +209,17 @@ impl Bench {
             cold_start_ms: rounded(cold_start.as_secs_f64() * 1e3),
             rss_mib: rounded(now),
             rss_growth_mib: rounded(now - rss),
+            rss_tenths_mib: tenths,
             rss_peak_mib: rounded(memory_mib("VmHWM")?),
         })
     }
+}
+
+/// Room for the times of all frames, written to once, so that no memory comes with them later.
+fn room(frames: u32) -> Vec<Duration> {
+    let mut room = vec![Duration::MAX; frames as usize];
+    room.clear();
+    room
 }
 
 fn tell(stage: &'static str, mut times: Vec<Duration>, json: bool) -> Result<()> {
