@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,20 @@ pub enum Precision {
     Float,
     /// 8-bit integers where the manifest has ranges and the CPU has instructions; else floats.
     Int8,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    /// `auto`, `float` or `int8`; the error says so.
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "float" => Ok(Self::Float),
+            "int8" => Ok(Self::Int8),
+            _ => Err("auto, float or int8".to_owned()),
+        }
+    }
 }
 
 impl Precision {

@@ -1,7 +1,8 @@
 //! The only preprocessing: a part of a frame becomes the input of a network.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::VisionError;
 use super::manifest::{Colour, Input, Kernel, Resize};
@@ -126,10 +127,12 @@ impl Preparer {
     ) -> Result<(), VisionError> {
         self.resized.resize(width * height * 3, 0);
         let refuse = |e: &dyn std::error::Error| VisionError::Resize(e.to_string());
-        let source = ImageRef::new(frame.width(), frame.height(), frame.pixels(), PixelType::U8x3)
-            .map_err(|e| refuse(&e))?;
+        // Typed, so that no other kind of pixel becomes part of the program.
+        let source =
+            TypedImageRef::<U8x3>::from_buffer(frame.width(), frame.height(), frame.pixels())
+                .map_err(|e| refuse(&e))?;
         let mut target =
-            Image::from_slice_u8(width as u32, height as u32, &mut self.resized, PixelType::U8x3)
+            TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut self.resized)
                 .map_err(|e| refuse(&e))?;
         let options = self.options.crop(
             f64::from(part.x),
@@ -137,7 +140,7 @@ impl Preparer {
             f64::from(part.width),
             f64::from(part.height),
         );
-        self.resizer.resize(&source, &mut target, &options).map_err(|e| refuse(&e))
+        self.resizer.resize_typed(&source, &mut target, &options).map_err(|e| refuse(&e))
     }
 
     /// Writes the resized picture into the top left corner of `out` and `fill` around it.

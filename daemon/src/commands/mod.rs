@@ -22,6 +22,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Error, Result};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use pawlatch::bundle::Trust;
 use pawlatch::config::{Config, ConfigError, ModelSettings};
@@ -173,13 +176,20 @@ pub fn log_to_stderr(cli: &Cli) {
         _ => "warn".to_owned(),
     };
     let filter = std::env::var("PAWLATCH_LOG").unwrap_or(usual);
+    let (told, misread) = match filter.parse::<Targets>() {
+        Ok(told) => (told, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::WARN), Some(error)),
+    };
     // Other people's networks make tract warn; what is wrong with one is told by its error.
-    let filter = format!("{filter},tract_core=error,tract_onnx=error,tract_hir=error");
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+    let tract = ["tract_core", "tract_onnx", "tract_hir"].map(|t| (t, LevelFilter::ERROR));
+    let targets = told.with_targets(tract);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+    if let Some(error) = misread {
+        tracing::warn!("PAWLATCH_LOG={filter} is not understood, only warnings are told: {error}");
+    }
 }
 
 /// An error with all its causes on one line each.

@@ -166,7 +166,7 @@ impl Config {
                 classifier: optional(keys.models.classifier),
                 detector: optional(keys.models.detector),
                 threads: NonZeroUsize::new(keys.models.threads as usize),
-                precision: precision(&keys.models.precision).unwrap_or_default(),
+                precision: keys.models.precision.parse().unwrap_or_default(),
             },
             gate: GateSettings {
                 approach: approach.clone(),
@@ -206,15 +206,6 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self::from_keys(Keys::default(), &Hardware::default())
-    }
-}
-
-fn precision(name: &str) -> Option<Precision> {
-    match name {
-        "auto" => Some(Precision::Auto),
-        "float" => Some(Precision::Float),
-        "int8" => Some(Precision::Int8),
-        _ => None,
     }
 }
 
@@ -294,7 +285,9 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     let threads = keys.models.threads;
     wanted(threads <= 64, "models.threads", &threads, "a number of threads up to 64; 0 to choose")?;
     let name = &keys.models.precision;
-    wanted(precision(name).is_some(), "models.precision", name, "auto, float or int8")?;
+    if let Err(names) = name.parse::<Precision>() {
+        wanted(false, "models.precision", name, &names)?;
+    }
     wanted(!keys.models.dir.is_empty(), "models.dir", &"nothing", "a directory")?;
     wanted(!keys.journal.dir.is_empty(), "journal.dir", &"nothing", "a directory")?;
     wanted(!keys.update.dir.is_empty(), "update.dir", &"nothing", "a directory")?;
@@ -304,8 +297,9 @@ fn check_ranges(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
         wanted(ok, &format!("update.public_keys[{n}]"), key, expected)?;
     }
     let filter = &keys.log.filter;
-    let known = filter.parse::<tracing_subscriber::filter::EnvFilter>().is_ok();
-    wanted(known, "log.filter", filter, "error, warn, info, debug, trace or a tracing filter")?;
+    let known = filter.parse::<tracing_subscriber::filter::Targets>().is_ok();
+    let expected = "error, warn, info, debug or trace; also module=level, separated by commas";
+    wanted(known, "log.filter", filter, expected)?;
     check_polygon("approach.polygon", &keys.approach.polygon, true, layers)?;
     for (n, mask) in keys.approach.masks.iter().enumerate() {
         check_polygon(&format!("approach.masks[{n}]"), mask, false, layers)?;

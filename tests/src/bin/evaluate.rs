@@ -40,12 +40,8 @@ fn run() -> Result<(), Failure> {
     let models_dir = env::args_os().nth(1).map_or_else(|| root.join("models"), PathBuf::from);
     let precision = env::args().nth(2).unwrap_or_else(|| "float".to_owned());
     let mut in_use = ModelsDir::find(Some(&models_dir), None)?.in_use()?;
-    in_use.precision = match precision.as_str() {
-        "auto" => Precision::Auto,
-        "float" => Precision::Float,
-        "int8" => Precision::Int8,
-        other => return Err(format!("{other} is not auto, float or int8").into()),
-    };
+    in_use.precision =
+        precision.parse().map_err(|names| format!("{precision} is none of {names}"))?;
     let mut vision = in_use.vision()?;
     let models: Vec<String> = in_use
         .entries()
