@@ -6,6 +6,8 @@
 mod bundles;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -338,14 +340,35 @@ fn safe_mode_locks_and_stays_until_told_to_stop() {
     // Somebody left it open.
     let bolt = door.dir.path().join("bolt");
     fs::write(&bolt, "unlocked").unwrap();
-    let mut child =
-        pawlatch(&config, &["boot"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = pawlatch(&config, &["boot"])
+        .env("PAWLATCH__PAGE__LISTEN", format!("127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let began = Instant::now();
     let locked = || fs::read_to_string(&bolt).is_ok_and(|text| text == "locked");
     while !locked() && began.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(Duration::from_millis(50));
     }
-    std::thread::sleep(Duration::from_millis(500));
+    // The page says so, whatever is asked of it.
+    for request in ["GET / ", "POST /act/open_once ", "GET /api/status "] {
+        let answer = loop {
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+                let head = format!("{request}HTTP/1.1\r\nHost: door\r\nConnection: close\r\n\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                break answer;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "nothing listens");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{request}: {answer}");
+        assert!(answer.contains("The door stays locked"), "{request}: {answer}");
+        assert!(answer.contains("content-security-policy"), "{request}: {answer}");
+    }
     assert!(child.try_wait().unwrap().is_none(), "it stays");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -13,7 +13,7 @@ use pawlatch::clock::Clock;
 use pawlatch::config::Config;
 use pawlatch::models::INSTALLED_DIR;
 use pawlatch::releases::{self, ENVIRONMENT, PROGRAM, Releases, Rung, version_of};
-use pawlatch::{appliance, latch, systemd};
+use pawlatch::{appliance, latch, owner, systemd};
 
 use super::{Common, Outcome, trust};
 
@@ -56,7 +56,7 @@ pub fn run(common: &Common) -> Result<Outcome> {
     Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
 }
 
-/// Keeps the latch locked and does nothing else, for a while. Whatever is broken may have healed
+/// Keeps the latch locked and tells so on the page, for a while. Whatever is broken may have healed
 /// by then: a camera plugged in again, a disk that was cleared.
 fn stay_locked(config: &Config, releases: &Releases) -> Result<Outcome> {
     tracing::error!("the door has failed to start too often; it stays locked (safe mode)");
@@ -72,6 +72,10 @@ fn stay_locked(config: &Config, releases: &Releases) -> Result<Outcome> {
         if locked.is_none_or(|at| at.elapsed() >= LOCK_EVERY) {
             latch::lock(latch.as_mut(), config.door.relock_within, clock)?;
             if locked.is_none() {
+                let (page, dir) = (config.owner.page.clone(), config.journal.dir.clone());
+                if let Err(error) = owner::show_safe_mode(page, dir) {
+                    tracing::warn!("{}", super::chain(&error.into()));
+                }
                 let _ = systemd::notify("READY=1\nSTATUS=safe mode: locked");
             }
             locked = Some(Instant::now());

@@ -110,6 +110,18 @@ impl Owner {
     }
 }
 
+/// Shows whoever opens the page that the door is in safe mode. `state_dir` is that of
+/// [`Owner::start`].
+///
+/// # Errors
+/// If the thread cannot be started.
+pub fn show_safe_mode(settings: PageSettings, state_dir: PathBuf) -> Result<(), OwnerError> {
+    if settings.listen.is_none() {
+        return Ok(());
+    }
+    keep_running("page", move || page::safe::serve(&settings, &state_dir))
+}
+
 /// Runs `surface` on a thread of its own that stands back behind the door's; starts it again when
 /// it panics or returns.
 fn keep_running(name: &'static str, surface: impl Fn() + Send + 'static) -> Result<(), OwnerError> {

@@ -331,7 +331,8 @@ pub(super) fn set_cookie(secret: Option<&str>, settings: &PageSettings) -> Heade
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
 }
 
-fn add_headers(headers: &mut HeaderMap) {
+/// What every answer carries.
+pub(super) fn add_headers(headers: &mut HeaderMap) {
     let set = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -16,6 +16,7 @@ mod login;
 mod models;
 mod now;
 mod rules;
+pub(super) mod safe;
 mod settings;
 mod visit;
 mod visits;
@@ -34,6 +35,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use tokio::sync::Semaphore;
 
+use super::PageSettings;
 use super::house::House;
 use crate::journal::{Archive, JournalError};
 use form::Refusal;
@@ -134,7 +136,9 @@ async fn listen(house: &Arc<House>) {
         let handle = Handle::new();
         let watcher = tokio::spawn(watch(Arc::clone(house), handle.clone(), address != wanted));
         tracing::info!(%address, secured, "the page listens");
-        if let Err(error) = listen_at(&page, address, handle).await {
+        let router = router(Arc::clone(&page));
+        let settings = &house.settings.page;
+        if let Err(error) = listen_at(router, settings, address, handle).await {
             tracing::warn!(%error, %address, "the page cannot listen");
             tokio::time::sleep(RETRY).await;
         }
@@ -161,13 +165,13 @@ fn is_secured(house: &House) -> bool {
 }
 
 async fn listen_at(
-    page: &Arc<Page>,
+    router: Router,
+    settings: &PageSettings,
     address: SocketAddr,
     handle: Handle<SocketAddr>,
 ) -> std::io::Result<()> {
-    let settings = &page.house.settings.page;
     let seats = limits::Seats::new(settings.behind_proxy);
-    let service = router(Arc::clone(page)).into_make_service_with_connect_info::<SocketAddr>();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let mut server = axum_server::bind(address)
         .handle(handle)
         .http1_only()
@@ -232,7 +236,21 @@ fn router(page: Arc<Page>) -> Router {
     let open = Router::new()
         .route("/login", get(login::page).post(login::log_in))
         .route("/setup", get(login::setup_page).post(login::set_up))
-        .route("/api/openapi.json", get(api::description))
+        .route("/api/openapi.json", get(api::description));
+    pages
+        .merge(programs)
+        .merge(open)
+        .merge(assets())
+        .fallback(|| async { Refusal::NotFound })
+        .method_not_allowed_fallback(|| async { Refusal::Method })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(Arc::clone(&page), form::guard))
+        .with_state(page)
+}
+
+/// What every page needs and anybody may have.
+fn assets<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    Router::new()
         .route("/page.css", get(|| asset("text/css; charset=utf-8", include_bytes!("page.css"))))
         .route(
             "/page.js",
@@ -244,15 +262,7 @@ fn router(page: Arc<Page>) -> Router {
         .route(
             "/manifest.webmanifest",
             get(|| asset("application/manifest+json", include_bytes!("manifest.webmanifest"))),
-        );
-    pages
-        .merge(programs)
-        .merge(open)
-        .fallback(|| async { Refusal::NotFound })
-        .method_not_allowed_fallback(|| async { Refusal::Method })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(Arc::clone(&page), form::guard))
-        .with_state(page)
+        )
 }
 
 /// Something that changes with the program only.
