@@ -25,10 +25,15 @@ const SCENES: [(&str, &str); 2] =
     [("active", "dir:../shared/data/clips/dog_field"), ("idle", "sim:")];
 
 /// Measures and writes `docs/performance.json`, `.svg` and the tables in `performance.md`.
-pub fn run(root: &Path, frames: u32) -> Result<()> {
-    super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
+pub fn run(root: &Path, frames: u32, program: Option<PathBuf>) -> Result<()> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    let program = target.join("release/pawlatch");
+    let program = match program {
+        Some(program) => std::path::absolute(program)?,
+        None => {
+            super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
+            target.join("release/pawlatch")
+        }
+    };
     let python = venv(&target)?;
     let script = target.join("ort.py");
     fs::write(&script, include_str!("ort.py"))?;
@@ -397,8 +402,8 @@ fn door_table(all: &Value) -> String {
             f("rss_peak_mib")
         );
     }
-    let mib = all["program_bytes"].as_f64().unwrap_or(f64::NAN) / f64::from(1 << 20);
-    let _ = writeln!(out, "\nThe stripped program has {mib:.1} MiB.\n");
+    let megabytes = all["program_bytes"].as_f64().unwrap_or(f64::NAN) / 1e6;
+    let _ = writeln!(out, "\nThe stripped program has {megabytes:.1} MB.\n");
     out
 }
 

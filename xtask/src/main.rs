@@ -52,6 +52,9 @@ enum Cli {
         /// Frames that the whole door plays of each scene.
         #[arg(long, default_value_t = 600)]
         frames: u32,
+        /// `pawlatch` of a release build, such as `dist` makes; built if it is not named.
+        #[arg(long)]
+        program: Option<PathBuf>,
     },
     /// Replay every clip here and on an emulated aarch64, and compare each decision; writes
     /// docs/aarch64.json.
@@ -126,7 +129,7 @@ fn main() -> Result<()> {
             let dir = dir.display().to_string();
             cargo(&root, args.into_iter().chain([dir.as_str(), precision.as_str()]))
         }
-        Cli::Bench { frames } => bench::run(&root, frames),
+        Cli::Bench { frames, program } => bench::run(&root, frames, program),
         Cli::Arm { program, here, clip } => arm::run(&root, program, here, &clip),
         Cli::Count { program, qemu, network } => count::run(&root, program, &qemu, &network),
         Cli::Memcheck => {
