@@ -69,7 +69,7 @@ if [ -n "${DEB:-}" ]; then
     N=$(mktemp -d)
     dpkg-deb -R "$DEB" "$N/tree"
     sed -i 's/^Version: .*/&+newer/' "$N/tree/DEBIAN/control"
-    dpkg-deb -q -Znone --root-owner-group -b "$N/tree" "$R/usr/share/door/newer.deb"
+    dpkg-deb -Znone --root-owner-group -b "$N/tree" "$R/usr/share/door/newer.deb" > /dev/null
     rm -r "$N"
     mkdir -p "$R"/var/lib/dpkg/{info,updates}
     for deb in "$G"/debs/*.deb; do
