@@ -89,16 +89,16 @@ also() { check "and $1" yes "$(came grep -q -- "$2" <<< "$told")"; }
 refuses "a line that no chip has" "no chip has a line of that name" \
     PAWLATCH__LATCH__LINE=GPIO99 PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video7
 also "a camera that is not there" "is not there"
-refuses "a number beyond the chip" "has the lines 0 to 31" \
+refuses "a number beyond the chip" "has the lines 0 to [0-9]" \
     PAWLATCH__LATCH__LINE=gpiochip0:77 "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video0?format=nv12"
 also "a format the camera does not have" "no format nv12"
 refuses "two things on one line" "another line" PAWLATCH__PANEL__BEAM_LINE=GPIO17
 refuses "a rate the camera does not have" "no rate 60" \
     "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video0?rate=60"
-told=$(runuser -u nobody -- pawlatch check --config /etc/pawlatch/pawlatch.toml 2>&1 > /dev/null | tr '\n' ' ')
+told=$(setpriv --reuid=65534 --regid=65534 --clear-groups pawlatch check --config /etc/pawlatch/pawlatch.toml 2>&1 > /dev/null | tr '\n' ' ')
 check "without permission it says so" yes "$(came grep -qiE 'may not be opened|cannot read' <<< "$told")" "${told:0:160}"
-check "camera test measures the camera" yes "$(came pawlatch camera test v4l2:/dev/video0 --seconds 3 --json)"
-pawlatch camera test v4l2:/dev/video0 --seconds 3 | sed 's/^/    /'
+pawlatch camera test v4l2:/dev/video0 --seconds 3 > /run/camera-test.txt; check "camera test measures the camera" 0 $?
+sed 's/^/    /' /run/camera-test.txt
 pawlatch latch test --config /etc/pawlatch/pawlatch.toml --rounds 2 --open-ms 300 > /run/latch-test.txt; check "latch test sees the bolt follow" 0 $?
 sed 's/^/    /' /run/latch-test.txt
 }
