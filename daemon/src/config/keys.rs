@@ -99,7 +99,7 @@ section! {
         /// How long the networks go on looking after the last motion, milliseconds.
         linger_ms: u64 = 2_000,
         /// How long the networks may go without looking at all, milliseconds.
-        patrol_ms: u64 = 2_000,
+        patrol_ms: u64 = 5_000,
     }
 }
 
