@@ -534,10 +534,23 @@ pub fn exercise(
     if worse.is_empty() { Ok(()) } else { Err(failed("exam", worse.join("; "))) }
 }
 
+/// Pause before a program that somebody has open is started again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// Runs `command` to its end, or kills it.
 fn run_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let began = Instant::now();
+    let mut child = loop {
+        match command.spawn() {
+            // What was just written may still be open in a child that is about to become another
+            // program.
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < limit => {
+                thread::sleep(BUSY_PAUSE);
+            }
+            spawned => break spawned?,
+        }
+    };
     // Read beside the waiting, or a child that says much would never end.
     let read = |mut pipe: Box<dyn io::Read + Send>| {
         thread::spawn(move || {
