@@ -82,6 +82,20 @@ fn lock_finds_the_latch_in_a_configuration_that_is_wrong_elsewhere() {
 }
 
 #[test]
+fn lock_needs_nothing_of_what_the_owner_changed_on_the_page() {
+    let dir = TempDir::new().unwrap();
+    let journal = dir.path().join("kept");
+    // At an early boot it may not be read; a directory cannot be read by anybody.
+    fs::create_dir_all(journal.join("owner.toml")).unwrap();
+    let wishes = format!("[journal]\ndir = {:?}\n", journal.display().to_string());
+    let file = config(dir.path(), false, &wishes);
+    set(dir.path(), "17", true);
+    let out = pawlatch(&["lock", "--config", &file]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    assert_eq!(line(dir.path(), "17"), "0");
+}
+
+#[test]
 fn latch_test_goes_to_and_fro_and_ends_locked() {
     let dir = TempDir::new().unwrap();
     let file = config(dir.path(), false, "");

@@ -203,10 +203,10 @@ pub(super) fn panel(config: &Config, asker: Asker, clock: Clock) -> Result<Panel
 /// `pawlatch lock`.
 pub fn lock(common: &Common) -> Result<Outcome> {
     let usual = Config::default();
-    let (settings, within, wrong) = match common.config() {
+    let (settings, within, wrong) = match Config::load_without_wishes(common.config.as_deref()) {
         Ok(config) => (config.latch, config.door.relock_within, false),
         Err(error) => {
-            eprintln!("error: {}", chain(&error));
+            eprintln!("error: {}", chain(&error.into()));
             let latch = Config::load_latch(common.config.as_deref()).unwrap_or_else(|error| {
                 eprintln!("error: {}\nlocking the default latch", chain(&error.into()));
                 usual.latch

@@ -124,6 +124,15 @@ impl Config {
         Self::from_layers(&Layers::read_all(path, Some(variables))?)
     }
 
+    /// As [`Config::load`], without what the owner changed on the page: it is about rules and
+    /// approach only, and whoever locks the latch may not be allowed to read it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_without_wishes(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::from_layers(&Layers::read(path, None, None)?)
+    }
+
     /// The latch alone, of a configuration whose other sections may be wrong: what must be locked
     /// does not depend on them.
     ///
