@@ -72,7 +72,7 @@ check "the latch's line is inactive" 0 "$(latch)"
 
 if [ "$RUN" = reboot ]; then
     check "the journal of the killed machine opens" yes "$(came pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1)" "$(wc -l < /run/events.txt) lines"
-    started=$(ms)
+    sed 's/^/    /' /run/events.txt
     start "after the kill"
     check "the latch's line was never active" 0 "$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)"
     say "== done: $passed passed, $failed failed"; sync; systemctl poweroff --force --force; exit
@@ -211,7 +211,7 @@ mark; kill -CONT $FEEDER
 check "feeder again: recovers by itself" yes "$(came wait_for 180 said 'the fault is gone')"
 mark; touch /run/scene.same
 check "the same frame for ever: fault" yes "$(came wait_for 90 said 'cannot be used')"
-rm /run/scene.same; mark
+mark; rm /run/scene.same
 check "new frames: recovers by itself" yes "$(came wait_for 90 said 'the fault is gone')"
 systemctl stop pawlatch
 modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2; udevadm settle
@@ -223,11 +223,9 @@ start "with vivid at $VIVID"
 sleep 20; check "test pattern: the line stays inactive" 0 "$(latch)"
 mark; v4l2-ctl -d "$VIVID" -c disconnect=1 2> /dev/null || v4l2-ctl -d "$VIVID" --set-ctrl=0x00f0f006=1
 check "unplugged (vivid's disconnect): the camera is missed" yes "$(came wait_for 60 said 'no pictures')"
-check "unplugged: fault" yes "$(came wait_for 90 said 'no picture from the camera')"
+# vivid is there again as soon as nobody holds it open.
+check "plugged in again: the camera is back" yes "$(came wait_for 60 said 'the camera is back')"
 last 4 | sed 's/^/    /'
-rmmod vivid 2> /dev/null; sleep 3; rmmod vivid 2> /dev/null
-mark; modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2
-check "plugged in again: recovers by itself" yes "$(came wait_for 120 said 'the fault is gone')"
 mark; echo vivid.0 > /sys/bus/platform/drivers/vivid/unbind
 check "unbound from its driver: fault" yes "$(came wait_for 120 said 'no picture from the camera')"
 check "unbound: locked" 0 "$(latch)"
