@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{json_lines, output};
+use crate::bench::{json_lines, output, released};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Where Debian keeps the libraries of the other architecture.
@@ -25,13 +25,7 @@ pub fn run(
     wanted: &[String],
 ) -> Result<()> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    let here = match here {
-        Some(program) => std::path::absolute(program)?,
-        None => {
-            super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
-            target.join("release/pawlatch")
-        }
-    };
+    let here = released(root, &target, here)?;
     let arm = built(root, &target, program)?;
     let clips = root.join("../shared/data/clips");
     let mut dirs: Vec<PathBuf> = fs::read_dir(&clips)

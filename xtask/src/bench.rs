@@ -24,16 +24,19 @@ const RUNS: &str = "30";
 const SCENES: [(&str, &str); 2] =
     [("active", "dir:../shared/data/clips/dog_field"), ("idle", "sim:")];
 
+/// `pawlatch` for this machine: `program`, or else the release built below `target`.
+pub fn released(root: &Path, target: &Path, program: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(program) = program {
+        return Ok(std::path::absolute(program)?);
+    }
+    super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
+    Ok(target.join("release/pawlatch"))
+}
+
 /// Measures and writes `docs/performance.json`, `.svg` and the tables in `performance.md`.
 pub fn run(root: &Path, frames: u32, program: Option<PathBuf>) -> Result<()> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    let program = match program {
-        Some(program) => std::path::absolute(program)?,
-        None => {
-            super::cargo(root, ["build", "--release", "--package", "pawlatch"])?;
-            target.join("release/pawlatch")
-        }
-    };
+    let program = released(root, &target, program)?;
     let python = venv(&target)?;
     let script = target.join("ort.py");
     fs::write(&script, include_str!("ort.py"))?;

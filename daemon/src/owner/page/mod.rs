@@ -131,8 +131,7 @@ async fn listen(house: &Arc<House>) {
     let page = Page::new(house);
     loop {
         let secured = is_secured(house);
-        let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), wanted.port());
-        let address = if secured || wanted.ip().is_loopback() { wanted } else { local };
+        let address = permitted(wanted, secured);
         let handle = Handle::new();
         let watcher = tokio::spawn(watch(Arc::clone(house), handle.clone(), address != wanted));
         tracing::info!(%address, secured, "the page listens");
@@ -143,6 +142,15 @@ async fn listen(house: &Arc<House>) {
             tokio::time::sleep(RETRY).await;
         }
         watcher.abort();
+    }
+}
+
+/// Where it may listen: on this machine only until the password is set.
+const fn permitted(wanted: SocketAddr, secured: bool) -> SocketAddr {
+    if secured || wanted.ip().is_loopback() {
+        wanted
+    } else {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), wanted.port())
     }
 }
 

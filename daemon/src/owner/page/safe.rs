@@ -1,6 +1,5 @@
 //! The page of safe mode: one page, whatever is asked. It reads nothing and obeys nothing.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use axum::Router;
@@ -12,7 +11,7 @@ use maud::html;
 
 use super::super::PageSettings;
 use super::super::access::Access;
-use super::{RETRY, assets, form, layout, listen_at};
+use super::{RETRY, assets, form, layout, listen_at, permitted};
 
 /// Serves it until the thread ends; where, is as for the page: on this machine only unless a
 /// password has been set.
@@ -27,8 +26,7 @@ pub(in crate::owner) fn serve(settings: &PageSettings, state_dir: &Path) {
 async fn listen(settings: &PageSettings, state_dir: &Path) {
     let Some(wanted) = settings.listen else { return };
     let secured = Access::open(state_dir).is_ok_and(|access| access.password_hash().is_some());
-    let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), wanted.port());
-    let address = if secured || wanted.ip().is_loopback() { wanted } else { local };
+    let address = permitted(wanted, secured);
     loop {
         tracing::info!(%address, secured, "the page of safe mode listens");
         if let Err(error) = listen_at(router(), settings, address, Handle::new()).await {
