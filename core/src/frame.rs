@@ -260,18 +260,22 @@ impl PictureWatch {
     }
 }
 
-/// FNV-1a over eight bytes at a time: only to notice a frame that repeats, not for security.
+/// FNV-1a over eight bytes at a time, four of them side by side, since each waits for the one before
+/// it: only to notice a frame that repeats, not for security.
 fn fingerprint(bytes: &[u8]) -> u64 {
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ bytes.len() as u64;
-    for chunk in chunks {
-        hash = (hash ^ u64::from_le_bytes(*chunk)).wrapping_mul(0x0000_0100_0000_01b3);
-        hash ^= hash >> 29;
+    let mix = |hash: u64, word: u64| {
+        let hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+        hash ^ hash >> 29
+    };
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    let mut lanes = [0xcbf2_9ce4_8422_2325_u64; 4];
+    for block in blocks {
+        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+            *lane = mix(*lane, u64::from_le_bytes(*word));
+        }
     }
-    for byte in rest {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash
+    let rest = rest.iter().map(|byte| u64::from(*byte));
+    lanes.into_iter().chain(rest).fold(bytes.len() as u64, mix)
 }
 
 /// Rows a still picture is judged on.
@@ -352,6 +356,23 @@ mod tests {
         assert_eq!(still(noise), PictureHealth::Noise);
         assert_eq!(still(|x, y| (60 + x / 2 + y / 3) as u8), PictureHealth::Blurred);
         assert_eq!(still(scene), PictureHealth::Good);
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_every_byte_and_with_their_order() {
+        let bytes: Vec<u8> = (0..101).map(|i| (i * 37) as u8).collect();
+        let before = fingerprint(&bytes);
+        for i in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[i] ^= 1;
+            assert_ne!(fingerprint(&changed), before, "byte {i}");
+        }
+        for (a, b) in [(0, 8), (0, 32), (8, 16), (96, 100)] {
+            let mut swapped = bytes.clone();
+            swapped.swap(a, b);
+            assert_ne!(fingerprint(&swapped), before, "bytes {a} and {b}");
+        }
+        assert_ne!(fingerprint(&[0; 64]), fingerprint(&[0; 96]));
     }
 
     #[test]

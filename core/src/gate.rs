@@ -131,23 +131,33 @@ fn compare(background: &mut [f32], cells: &[f32], watched: &[bool], change: f32)
 /// Mean luma (BT.601) of each cell, from every second pixel of every second row.
 fn luma_cells(frame: &Frame) -> Vec<f32> {
     let (w, h) = (frame.width() as usize, frame.height() as usize);
-    let mut sums = vec![0_u32; COLUMNS * ROWS];
-    let mut counts = vec![0_u32; COLUMNS * ROWS];
-    let column: Vec<usize> = (0..w).map(|x| x * COLUMNS / w).collect();
     // Small pictures are read whole, so that no cell stays empty for want of samples.
     let step = if w >= 2 * COLUMNS && h >= 2 * ROWS { 2 } else { 1 };
-    for y in (0..h).step_by(step) {
-        let row = &frame.pixels()[y * w * 3..(y + 1) * w * 3];
-        let cells = y * ROWS / h * COLUMNS;
-        for x in (0..w).step_by(step) {
-            let p = &row[x * 3..x * 3 + 3];
-            let luma = 77 * u32::from(p[0]) + 150 * u32::from(p[1]) + 29 * u32::from(p[2]);
-            sums[cells + column[x]] += luma;
-            counts[cells + column[x]] += 1;
+    let sampled = |from: usize, to: usize| (from.next_multiple_of(step)..to).step_by(step);
+    let mut cells = vec![0.0; COLUMNS * ROWS];
+    // Rows of a cell are added up byte by byte, which vectors do; colours are weighted afterwards.
+    let mut bytes = vec![0_u32; 3 * w];
+    for (row, cells) in cells.chunks_exact_mut(COLUMNS).enumerate() {
+        let rows = sampled((row * h).div_ceil(ROWS), ((row + 1) * h).div_ceil(ROWS));
+        let count = rows.len();
+        bytes.fill(0);
+        for y in rows {
+            let row = &frame.pixels()[y * w * 3..(y + 1) * w * 3];
+            for (sum, byte) in bytes.iter_mut().zip(row) {
+                *sum += u32::from(*byte);
+            }
+        }
+        for (column, cell) in cells.iter_mut().enumerate() {
+            let columns =
+                sampled((column * w).div_ceil(COLUMNS), ((column + 1) * w).div_ceil(COLUMNS));
+            let n = (count * columns.len()) as f32;
+            let luma =
+                |x: usize| 77 * bytes[3 * x] + 150 * bytes[3 * x + 1] + 29 * bytes[3 * x + 2];
+            let sum: u32 = columns.map(luma).sum();
+            *cell = if n == 0.0 { 0.0 } else { sum as f32 / n / 256.0 };
         }
     }
-    let mean = |(sum, n): (u32, u32)| if n == 0 { 0.0 } else { sum as f32 / n as f32 / 256.0 };
-    sums.into_iter().zip(counts).map(mean).collect()
+    cells
 }
 
 #[cfg(test)]
@@ -213,6 +223,34 @@ mod tests {
     fn what_is_followed_is_always_looked_at() {
         let mut gate = Gate::new(GateSettings::default());
         assert!((0..50).all(|i| gate.step(&scene(i * 100, 80, None), true).look));
+    }
+
+    #[test]
+    fn cells_are_the_means_of_their_pixels_at_any_size() {
+        for (w, h) in [(1, 1), (63, 200), (128, 96), (131, 97), (640, 480), (641, 479)] {
+            let pixels: Vec<u8> =
+                (0..w * h * 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let frame = Frame::from_rgb(pixels.clone(), w, h, Uptime::ZERO).unwrap();
+            let step = if w >= 128 && h >= 96 { 2 } else { 1 };
+            let mut cells = vec![(0.0, 0.0); COLUMNS * ROWS];
+            for (y, x) in
+                (0..h).step_by(step).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
+            {
+                let p = &pixels[((y * w + x) * 3) as usize..][..3];
+                let cell =
+                    y as usize * ROWS / h as usize * COLUMNS + x as usize * COLUMNS / w as usize;
+                let [r, g, b] = [p[0], p[1], p[2]].map(f64::from);
+                cells[cell].0 += (77.0 * r + 150.0 * g + 29.0 * b) / 256.0;
+                cells[cell].1 += 1.0;
+            }
+            for (n, (got, (sum, count))) in luma_cells(&frame).iter().zip(cells).enumerate() {
+                let wanted = if count == 0.0 { 0.0 } else { sum / count };
+                assert!(
+                    (f64::from(*got) - wanted).abs() < 1e-3,
+                    "{w}x{h}, cell {n}: {got}, {wanted}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 # The proofs, in the guest. Every line "PASS" or "FAIL" is one; the rest is told for the record.
 # Which run, the kernel's command line says: door.proofs=all | short | reboot | pi | SECTION,...
-# where a section is bad, 1, 6, 2, panic, 3, 5 or package.
+# where a section is bad, 1, 6, 2, panic, 3, unplug (the second half of 3), 5 or package.
 set -u
 RUN=$(sed -n 's/.*door\.proofs=\([a-z0-9,]*\).*/\1/p' /proc/cmdline)
 passed=0 failed=0
@@ -71,7 +71,8 @@ journalctl -u pawlatch-lock --no-pager -o cat | tail -3 | sed 's/^/    /'
 check "the latch's line is inactive" 0 "$(latch)"
 
 if [ "$RUN" = reboot ]; then
-    check "the journal of the killed machine opens" yes "$(came pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1)" "$(wc -l < /run/events.txt) lines"
+    pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1
+    check "the journal of the killed machine opens" 0 $? "$(wc -l < /run/events.txt) lines"
     sed 's/^/    /' /run/events.txt
     start "after the kill"
     check "the latch's line was never active" 0 "$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)"
@@ -214,13 +215,20 @@ check "the same frame for ever: fault" yes "$(came wait_for 90 said 'cannot be u
 mark; rm /run/scene.same
 check "new frames: recovers by itself" yes "$(came wait_for 90 said 'the fault is gone')"
 systemctl stop pawlatch
+}
+
+camera_leaves() {
+say "== 3: the camera is unplugged"
+mkdir -p /run/systemd/system/pawlatch.service.d
 modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2; udevadm settle
 VIVID=$(for v in /dev/video*; do v4l2-ctl -d "$v" --info 2> /dev/null | grep -q vivid && echo "$v"; done | head -1)
 printf '[Service]\nEnvironment=PAWLATCH__CAMERA__SOURCE=v4l2:%s\n' "$VIVID" > /run/systemd/system/pawlatch.service.d/vivid.conf
 systemctl daemon-reload
 pawlatch camera test "v4l2:$VIVID" --seconds 3 | sed 's/^/    /'
 start "with vivid at $VIVID"
-sleep 20; check "test pattern: the line stays inactive" 0 "$(latch)"
+# The first frame is looked at, which here may take longer than a camera may be silent.
+wait_for 150 said 'the fault is gone'; check "test pattern: the line stays inactive" 0 "$(latch)"
+last 4 | sed 's/^/    /'
 mark; v4l2-ctl -d "$VIVID" -c disconnect=1 2> /dev/null || v4l2-ctl -d "$VIVID" --set-ctrl=0x00f0f006=1
 check "unplugged (vivid's disconnect): the camera is missed" yes "$(came wait_for 60 said 'no pictures')"
 # vivid is there again as soon as nobody holds it open.
@@ -229,6 +237,7 @@ last 4 | sed 's/^/    /'
 mark; echo vivid.0 > /sys/bus/platform/drivers/vivid/unbind
 check "unbound from its driver: fault" yes "$(came wait_for 120 said 'no picture from the camera')"
 check "unbound: locked" 0 "$(latch)"
+last 6 | sed 's/^/    /'
 mark; echo vivid.0 > /sys/bus/platform/drivers/vivid/bind
 check "bound again: recovers by itself" yes "$(came wait_for 120 said 'the fault is gone')"
 last 4 | sed 's/^/    /'
@@ -316,7 +325,8 @@ for section in ${sections//,/ }; do
     bad) bad_input ;;
     1) pictures ;;
     2) process_ends ;;
-    3) camera_goes ;;
+    3) camera_goes; camera_leaves ;;
+    unplug) camera_leaves ;;
     5) disk_and_clock ;;
     6) bolt_and_button ;;
     panic) panics ;;
