@@ -284,32 +284,34 @@ const ROWS: u32 = 48;
 /// Judges one picture by itself, from the luma along 48 rows.
 fn judge_still(frame: &Frame) -> PictureHealth {
     let (w, h) = (frame.width() as usize, frame.height());
-    let [mut sum, mut squares, mut steps, mut steepest, mut burnt] = [0.0_f64; 5];
+    let [mut sum, mut squares, mut steps, mut burnt] = [0_u64; 4];
+    let mut steepest = 0;
     for row in 0..ROWS {
         let y = ((2 * row + 1) * h / (2 * ROWS)) as usize;
         let mut before = None;
         for p in frame.pixels()[y * w * 3..(y + 1) * w * 3].as_chunks::<3>().0 {
-            // BT.601 weights in 8-bit fixed point.
-            let [r, g, b] = p.map(f64::from);
-            let luma = (77.0 * r + 150.0 * g + 29.0 * b) / 256.0;
-            sum += luma;
-            squares += luma * luma;
-            burnt += f64::from(luma >= 250.0);
-            let step = luma - before.unwrap_or(luma);
-            steps += step * step;
-            steepest = steepest.max(step.abs());
+            // BT.601 weights in 8-bit fixed point: 256 times the luma.
+            let [r, g, b] = p.map(u32::from);
+            let luma = 77 * r + 150 * g + 29 * b;
+            let step = luma.abs_diff(before.unwrap_or(luma));
+            sum += u64::from(luma);
+            squares += u64::from(luma).pow(2);
+            burnt += u64::from(luma >= 250 * 256);
+            steps += u64::from(step).pow(2);
+            steepest = steepest.max(step);
             before = Some(luma);
         }
     }
     let n = (ROWS as usize * w) as f64;
-    let mean = sum / n;
-    let variance = (squares / n - mean * mean).max(0.0);
+    let [mean, steepest] = [sum as f64 / n, f64::from(steepest)].map(|v| v / 256.0);
+    let [squares, steps] = [squares, steps].map(|v| v as f64 / n / (256.0 * 256.0));
+    let variance = (squares - mean * mean).max(0.0);
     // For white noise the expected squared step is twice the variance; neighbours in a
     // photograph resemble each other, so there it is a small part of it.
-    let roughness = if variance > 0.0 { steps / n / (2.0 * variance) } else { 0.0 };
+    let roughness = if variance > 0.0 { steps / (2.0 * variance) } else { 0.0 };
     if mean < 14.0 && variance < 60.0 {
         PictureHealth::Black
-    } else if burnt / n > 0.9 {
+    } else if burnt as f64 / n > 0.9 {
         PictureHealth::Overexposed
     } else if variance < 20.0 {
         PictureHealth::Covered

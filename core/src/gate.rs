@@ -128,27 +128,26 @@ fn compare(background: &mut [f32], cells: &[f32], watched: &[bool], change: f32)
     Score::clamped(changed as f32 / total as f32)
 }
 
-/// Mean luma (BT.601) of each cell, from every second pixel of every second row.
+/// Mean luma (BT.601) of each cell, from every second pixel of every second row; of fewer rows in
+/// pictures so tall that [`ByteSums`] could not hold them.
 fn luma_cells(frame: &Frame) -> Vec<f32> {
     let (w, h) = (frame.width() as usize, frame.height() as usize);
     // Small pictures are read whole, so that no cell stays empty for want of samples.
     let step = if w >= 2 * COLUMNS && h >= 2 * ROWS { 2 } else { 1 };
-    let sampled = |from: usize, to: usize| (from.next_multiple_of(step)..to).step_by(step);
+    let sampled = |from: usize, to: usize, step| (from.next_multiple_of(step)..to).step_by(step);
+    let fewer = step.max(h.div_ceil(ROWS).div_ceil(ByteSums::MOST));
     let mut cells = vec![0.0; COLUMNS * ROWS];
-    // Rows of a cell are added up byte by byte; colours are weighted afterwards.
-    let mut sums = ByteSums::new(3 * w);
+    let mut sums = ByteSums(vec![[0; 2]; (3 * w).div_ceil(8)]);
     for (row, cells) in cells.chunks_exact_mut(COLUMNS).enumerate() {
-        let rows = sampled((row * h).div_ceil(ROWS), ((row + 1) * h).div_ceil(ROWS));
+        let rows = sampled((row * h).div_ceil(ROWS), ((row + 1) * h).div_ceil(ROWS), fewer);
         let count = rows.len();
-        sums.clear();
+        sums.0.fill([0; 2]);
         rows.for_each(|y| sums.add(&frame.pixels()[y * w * 3..(y + 1) * w * 3]));
-        let bytes = sums.totals();
         for (column, cell) in cells.iter_mut().enumerate() {
-            let columns =
-                sampled((column * w).div_ceil(COLUMNS), ((column + 1) * w).div_ceil(COLUMNS));
+            let (from, to) = (column * w, (column + 1) * w);
+            let columns = sampled(from.div_ceil(COLUMNS), to.div_ceil(COLUMNS), step);
             let n = (count * columns.len()) as f32;
-            let luma =
-                |x: usize| 77 * bytes[3 * x] + 150 * bytes[3 * x + 1] + 29 * bytes[3 * x + 2];
+            let luma = |x| 77 * sums.of(3 * x) + 150 * sums.of(3 * x + 1) + 29 * sums.of(3 * x + 2);
             let sum: u32 = columns.map(luma).sum();
             *cell = if n == 0.0 { 0.0 } else { sum as f32 / n / 256.0 };
         }
@@ -156,60 +155,30 @@ fn luma_cells(frame: &Frame) -> Vec<f32> {
     cells
 }
 
-/// Adds up rows of bytes, eight at a time: the even and the odd bytes of a word are each four sums
+/// Rows of bytes added up, eight at a time: the even and the odd bytes of a word are each four sums
 /// of sixteen bits, which whole-program optimisation for size would not make by itself.
-struct ByteSums {
-    words: Vec<[u64; 2]>,
-    /// Rows in `words`; 257 of them fit.
-    rows: u32,
-    totals: Vec<u32>,
-}
-
-/// The even bytes of a word.
-const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+struct ByteSums(Vec<[u64; 2]>);
 
 impl ByteSums {
-    fn new(len: usize) -> Self {
-        Self { words: vec![[0; 2]; len.div_ceil(8)], rows: 0, totals: vec![0; len] }
-    }
-
-    fn clear(&mut self) {
-        self.words.fill([0; 2]);
-        self.rows = 0;
-        self.totals.fill(0);
-    }
+    /// How many rows fit.
+    const MOST: usize = 257;
+    /// The even bytes of a word.
+    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
 
     fn add(&mut self, row: &[u8]) {
-        if self.rows == 257 {
-            self.carry();
-        }
-        self.rows += 1;
         let (whole, rest) = row.as_chunks::<8>();
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        for (sums, bytes) in self.words.iter_mut().zip(whole.iter().chain([&last])) {
+        for (sums, bytes) in self.0.iter_mut().zip(whole.iter().chain([&last])) {
             let word = u64::from_le_bytes(*bytes);
-            sums[0] += word & EVEN;
-            sums[1] += word >> 8 & EVEN;
+            sums[0] += word & Self::EVEN;
+            sums[1] += word >> 8 & Self::EVEN;
         }
     }
 
-    /// Moves the sums of sixteen bits to where there is more room.
-    fn carry(&mut self) {
-        for (totals, [even, odd]) in self.totals.chunks_mut(8).zip(&mut self.words) {
-            for (i, total) in totals.iter_mut().enumerate() {
-                let sums = if i % 2 == 0 { *even } else { *odd };
-                *total += (sums >> (i / 2 * 16) & 0xffff) as u32;
-            }
-            (*even, *odd) = (0, 0);
-        }
-        self.rows = 0;
-    }
-
-    /// Of each byte of a row, the sum.
-    fn totals(&mut self) -> &[u32] {
-        self.carry();
-        &self.totals
+    /// The sum of the bytes at `i`.
+    fn of(&self, i: usize) -> u32 {
+        (self.0[i / 8][i % 2] >> (i % 8 / 2 * 16) & 0xffff) as u32
     }
 }
 
@@ -288,9 +257,10 @@ mod tests {
                 (0..w * h * 3).map(|i| if h > 10_000 { 255 } else { byte(i) }).collect();
             let frame = Frame::from_rgb(pixels.clone(), w, h, Uptime::ZERO).unwrap();
             let step = if w >= 128 && h >= 96 { 2 } else { 1 };
+            let fewer = if h > 10_000 { 3 } else { step };
             let mut cells = vec![(0.0, 0.0); COLUMNS * ROWS];
             for (y, x) in
-                (0..h).step_by(step).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
+                (0..h).step_by(fewer).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
             {
                 let p = &pixels[((y * w + x) * 3) as usize..][..3];
                 let cell =
