@@ -222,12 +222,12 @@ say "== 3: the camera is unplugged"
 mkdir -p /run/systemd/system/pawlatch.service.d
 modprobe vivid n_devs=1 node_types=0x1 num_inputs=1 input_types=0x0; sleep 2; udevadm settle
 VIVID=$(for v in /dev/video*; do v4l2-ctl -d "$v" --info 2> /dev/null | grep -q vivid && echo "$v"; done | head -1)
-printf '[Service]\nEnvironment=PAWLATCH__CAMERA__SOURCE=v4l2:%s\n' "$VIVID" > /run/systemd/system/pawlatch.service.d/vivid.conf
+# Its pictures move, so that all are looked at, which here takes longer than a camera may be silent.
+printf '[Service]\nEnvironment=PAWLATCH__CAMERA__SOURCE=v4l2:%s PAWLATCH__DOOR__CAMERA_LOST_AFTER_MS=90000\n' "$VIVID" > /run/systemd/system/pawlatch.service.d/vivid.conf
 systemctl daemon-reload
 pawlatch camera test "v4l2:$VIVID" --seconds 3 | sed 's/^/    /'
 start "with vivid at $VIVID"
-# The first frame is looked at, which here may take longer than a camera may be silent.
-wait_for 150 said 'the fault is gone'; check "test pattern: the line stays inactive" 0 "$(latch)"
+sleep 20; check "test pattern: the line stays inactive" 0 "$(latch)"
 last 4 | sed 's/^/    /'
 mark; v4l2-ctl -d "$VIVID" -c disconnect=1 2> /dev/null || v4l2-ctl -d "$VIVID" --set-ctrl=0x00f0f006=1
 check "unplugged (vivid's disconnect): the camera is missed" yes "$(came wait_for 60 said 'no pictures')"
@@ -235,7 +235,7 @@ check "unplugged (vivid's disconnect): the camera is missed" yes "$(came wait_fo
 check "plugged in again: the camera is back" yes "$(came wait_for 60 said 'the camera is back')"
 last 4 | sed 's/^/    /'
 mark; echo vivid.0 > /sys/bus/platform/drivers/vivid/unbind
-check "unbound from its driver: fault" yes "$(came wait_for 120 said 'no picture from the camera')"
+check "unbound from its driver: fault" yes "$(came wait_for 240 said 'no picture from the camera')"
 check "unbound: locked" 0 "$(latch)"
 last 6 | sed 's/^/    /'
 mark; echo vivid.0 > /sys/bus/platform/drivers/vivid/bind
