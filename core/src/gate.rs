@@ -249,18 +249,14 @@ mod tests {
 
     #[test]
     fn cells_are_the_means_of_their_pixels_at_any_size() {
-        for (w, h) in [(1, 1), (63, 200), (128, 96), (131, 97), (640, 480), (641, 479), (9, 24_800)]
-        {
-            // The tall one is white, so that its sums are the largest that there can be.
-            let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8;
+        for (w, h) in [(1, 1), (63, 200), (128, 96), (131, 97), (640, 480), (641, 479)] {
             let pixels: Vec<u8> =
-                (0..w * h * 3).map(|i| if h > 10_000 { 255 } else { byte(i) }).collect();
+                (0..w * h * 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
             let frame = Frame::from_rgb(pixels.clone(), w, h, Uptime::ZERO).unwrap();
             let step = if w >= 128 && h >= 96 { 2 } else { 1 };
-            let fewer = if h > 10_000 { 3 } else { step };
             let mut cells = vec![(0.0, 0.0); COLUMNS * ROWS];
             for (y, x) in
-                (0..h).step_by(fewer).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
+                (0..h).step_by(step).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
             {
                 let p = &pixels[((y * w + x) * 3) as usize..][..3];
                 let cell =
