@@ -278,6 +278,11 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     lanes.into_iter().chain(rest).fold(bytes.len() as u64, mix)
 }
 
+/// 256 times the luma of a colour, or of a sum of colours: BT.601 weights in 8-bit fixed point.
+pub(crate) const fn luma_256([r, g, b]: [u32; 3]) -> u32 {
+    77 * r + 150 * g + 29 * b
+}
+
 /// Rows a still picture is judged on.
 const ROWS: u32 = 48;
 
@@ -290,9 +295,7 @@ fn judge_still(frame: &Frame) -> PictureHealth {
         let y = ((2 * row + 1) * h / (2 * ROWS)) as usize;
         let mut before = None;
         for p in frame.pixels()[y * w * 3..(y + 1) * w * 3].as_chunks::<3>().0 {
-            // BT.601 weights in 8-bit fixed point: 256 times the luma.
-            let [r, g, b] = p.map(u32::from);
-            let luma = 77 * r + 150 * g + 29 * b;
+            let luma = luma_256(p.map(u32::from));
             let step = luma.abs_diff(before.unwrap_or(luma));
             sum += u64::from(luma);
             squares += u64::from(luma).pow(2);

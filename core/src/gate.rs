@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, luma_256};
 use crate::track::contains;
 use crate::units::{Score, Uptime};
 
@@ -147,7 +147,7 @@ fn luma_cells(frame: &Frame) -> Vec<f32> {
             let (from, to) = (column * w, (column + 1) * w);
             let columns = sampled(from.div_ceil(COLUMNS), to.div_ceil(COLUMNS), step);
             let n = (count * columns.len()) as f32;
-            let luma = |x| 77 * sums.of(3 * x) + 150 * sums.of(3 * x + 1) + 29 * sums.of(3 * x + 2);
+            let luma = |x| luma_256([3 * x, 3 * x + 1, 3 * x + 2].map(|i| sums.of(i)));
             let sum: u32 = columns.map(luma).sum();
             *cell = if n == 0.0 { 0.0 } else { sum as f32 / n / 256.0 };
         }
@@ -185,6 +185,7 @@ impl ByteSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::MAX_SIDE;
 
     /// A grey scene with a bright square of `side` pixels at `(x, y)`.
     fn scene(ms: u64, light: u8, square: Option<(u32, u32, u32)>) -> Frame {
@@ -249,14 +250,20 @@ mod tests {
 
     #[test]
     fn cells_are_the_means_of_their_pixels_at_any_size() {
-        for (w, h) in [(1, 1), (63, 200), (128, 96), (131, 97), (640, 480), (641, 479)] {
+        for (w, h) in
+            [(1, 1), (63, 200), (128, 96), (131, 97), (640, 480), (641, 479), (9, MAX_SIDE)]
+        {
+            // The tall one is white, so that its sums are the largest that there can be.
+            let tall = h == MAX_SIDE;
+            let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8;
             let pixels: Vec<u8> =
-                (0..w * h * 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+                (0..w * h * 3).map(|i| if tall { 255 } else { byte(i) }).collect();
             let frame = Frame::from_rgb(pixels.clone(), w, h, Uptime::ZERO).unwrap();
             let step = if w >= 128 && h >= 96 { 2 } else { 1 };
+            let fewer = if tall { 2 } else { step };
             let mut cells = vec![(0.0, 0.0); COLUMNS * ROWS];
             for (y, x) in
-                (0..h).step_by(step).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
+                (0..h).step_by(fewer).flat_map(|y| (0..w).step_by(step).map(move |x| (y, x)))
             {
                 let p = &pixels[((y * w + x) * 3) as usize..][..3];
                 let cell =
