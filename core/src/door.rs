@@ -85,7 +85,8 @@ pub struct DoorSettings {
     pub clear_for: Duration,
     /// How long the latch may take to be seen locked.
     pub relock_within: Duration,
-    /// How long a cat is remembered after it was last seen.
+    /// How long a cat is remembered after it was last seen; up to three times as long while
+    /// somebody has been in view ever since.
     pub refuse_for: Duration,
     /// How long nothing must be there for an approach to be over.
     pub calm_for: Duration,
@@ -431,6 +432,12 @@ pub struct Door {
     last_busy: Uptime,
     /// When a cat was last believed to be in view.
     last_cat: Option<Uptime>,
+    /// Whether somebody has been in view ever since, who may be that cat.
+    #[serde(default)]
+    cat_stays: bool,
+    /// When that cat, or who may be it, was last in view.
+    #[serde(default)]
+    cat_near: Option<Uptime>,
     /// Since when the picture has been sick, and how.
     sick: Option<(PictureHealth, Uptime)>,
     /// Since when the latch has not been as it should.
@@ -457,6 +464,8 @@ impl Door {
             approach: None,
             last_busy: now,
             last_cat: None,
+            cat_stays: false,
+            cat_near: None,
             sick: None,
             latch_amiss: None,
             started: now,

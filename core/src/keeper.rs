@@ -144,6 +144,7 @@ mod tests {
                     score: Score::clamped(0.8),
                 },
                 classification: Some(Classification { probs, rejected: false }),
+                dog: Score::ONE,
                 likeness: Vec::new(),
             }],
         }

@@ -128,6 +128,10 @@ pub struct Sighting {
     /// What the classifier thought of the padded crop. `None`: not asked (a person, of a
     /// classifier that knows none), or there is no classifier.
     pub classification: Option<Classification>,
+    /// The detector's score for a dog in this box, whatever it thinks likelier; 0 if it is below
+    /// its floor.
+    #[serde(default)]
+    pub dog: Score,
     /// How like each animal of the [`Roll`](crate::identity::Roll) it is, `-1..=1`. Empty: nobody
     /// asks, or it is not taken for a dog.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -141,6 +145,13 @@ impl Sighting {
     pub fn joint(&self) -> Score {
         let Detection { class, score, .. } = &self.detection;
         self.classification.as_ref().map_or(*score, |c| score.with(c.probs.of(*class)))
+    }
+
+    /// What both networks together say of its being a dog, as [`Self::joint`]; without a
+    /// classification 0, since no label of a detector alone ever opens.
+    pub fn as_dog(&self) -> Score {
+        let classification = self.classification.as_ref();
+        classification.map_or(Score::ZERO, |c| self.dog.with(c.probs.of(Class::Dog)))
     }
 }
 

@@ -4,8 +4,11 @@
 //! sum of log-likelihood ratios "dog against not a dog" is held against two thresholds that
 //! follow from the wanted error rates. Three things keep single frames from deciding: each
 //! frame's ratio is capped, frames closer together than the correlation time count in
-//! proportion, and a frame on which detector and classifier contradict each other counts
-//! nothing in favour.
+//! proportion, and in favour counts no more than what detector and classifier say together.
+//!
+//! What forbids opening may come at any moment, and what was seen before it must not hide it: a
+//! box of leaves that a cat walks into is a cat from then on. Evidence for a cat, a person or
+//! another animal is therefore never below zero (E. S. Page, *Continuous inspection schemes*, 1954).
 //!
 //! Which dog it is, if anybody asks, is the mean likeness to each animal over about the last
 //! second, with the same weights; it counts once as much was seen as it takes to be a dog at all.
@@ -52,6 +55,14 @@ impl ErrorBudget {
 /// the slope of a logistic regression on 265 boxed pictures with and without persons, both kinds
 /// weighted alike. It crosses zero at the default of [`TrackSettings::believe_both`].
 const PERSON_SLOPE: f32 = 4.0;
+
+/// The same for a dog, of the 693 boxes for which the detector gives a dog any score, in 1841
+/// validation pictures, plain, grey, dark, blurred, small, turned and in wrong colours. Most of
+/// what the classifier alone takes for a dog wrongly, the detector does not.
+const DOG_SLOPE: f32 = 3.3;
+/// Where it crosses zero. (The fit says 0.47. A dog in two clips needs the rest, and no cat in any
+/// clip, in whatever colours, comes near.)
+const DOG_AGREED: Score = Score::clamped(0.45);
 
 /// How tracks are made and how evidence counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,11 +119,11 @@ pub struct Track {
     pub frames: u32,
     /// Evidence (log-likelihood ratio) that it is a dog, against anything else.
     pub dog: f32,
-    /// Evidence that it is a cat, against anything else.
+    /// Evidence that it is a cat, against anything else; at least 0, as the next two.
     pub cat: f32,
     /// Evidence that it is a person, against anything else.
     pub person: f32,
-    /// Evidence that it is another animal or a thing, against anything else.
+    /// Evidence that it is another animal or something taken for one, against anything else.
     pub other: f32,
     /// Share of its last frames on which detector and classifier contradicted each other, or the
     /// classifier knew nothing like it: an exponential mean over about four frames.
@@ -268,16 +279,16 @@ impl Track {
             (at.since(self.last_seen).as_secs_f32() / settings.correlation.as_secs_f32()).min(1.0)
         };
         let ratio = FrameEvidence::of(sighting, settings);
-        let (low, high) = (settings.budget.reject(), settings.budget.accept());
-        let sum = |evidence: f32, ratio: f32| {
-            // Bounded on both sides, so that a long stay can still be outweighed by what comes.
+        // Bounded on both sides, so that a long stay can still be outweighed by what comes.
+        let (low, high) = (1.5 * settings.budget.reject(), 1.5 * settings.budget.accept());
+        let sum = |evidence: f32, ratio: f32, least: f32| {
             let ratio = ratio.clamp(-settings.frame_cap, settings.frame_cap);
-            (evidence + weight * ratio).clamp(1.5 * low, 1.5 * high)
+            (evidence + weight * ratio).clamp(least, high)
         };
-        self.dog = sum(self.dog, ratio.dog);
-        self.cat = sum(self.cat, ratio.cat);
-        self.person = sum(self.person, ratio.person);
-        self.other = sum(self.other, ratio.other);
+        self.dog = sum(self.dog, ratio.dog, low);
+        self.cat = sum(self.cat, ratio.cat, 0.0);
+        self.person = sum(self.person, ratio.person, 0.0);
+        self.other = sum(self.other, ratio.other, 0.0);
         let doubted = if ratio.doubtful { 1.0 } else { 0.0 };
         self.doubt = if self.frames == 0 { doubted } else { 0.75 * self.doubt + 0.25 * doubted };
         // A second look at the same moment has no weight, and a mean of nothing is no number.
@@ -341,24 +352,29 @@ impl FrameEvidence {
         };
         let probs = &classification.probs;
         let of = |class| probs.of(class).logit();
-        let rest = probs.of(Class::Other).get() + probs.of(Class::Nothing).get();
         if detection.class == Class::Person {
             // Where the detector sees a person, nothing speaks for a dog; the dog has its own box.
             return Self {
                 dog: of(Class::Dog).min(0.0),
                 cat: of(Class::Cat),
                 person: PERSON_SLOPE * (sighting.joint().logit() - settings.believe_both.logit()),
-                other: Score::clamped(rest).logit(),
+                other: of(Class::Other),
                 doubtful: false,
             };
         }
         let contradicted = believed && probs.best() == Class::Dog && detection.class != Class::Dog;
         let doubtful = contradicted || classification.rejected;
+        let agreed = if doubtful {
+            0.0
+        } else {
+            DOG_SLOPE * (sighting.as_dog().logit() - DOG_AGREED.logit())
+        };
         Self {
-            dog: if doubtful { of(Class::Dog).min(0.0) } else { of(Class::Dog) },
+            // In favour counts no more than what both say together.
+            dog: of(Class::Dog).min(agreed.max(0.0)),
             cat: of(Class::Cat),
             person: of(Class::Person),
-            other: Score::clamped(rest).logit(),
+            other: of(Class::Other),
             doubtful,
         }
     }
@@ -419,6 +435,7 @@ mod tests {
                 probs: ClassProbs::from_masses(masses).unwrap(),
                 rejected: false,
             }),
+            dog: Score::clamped(if detector == Class::Dog { 0.8 } else { 0.0 }),
             likeness: Vec::new(),
         }
     }
@@ -479,6 +496,22 @@ mod tests {
     }
 
     #[test]
+    fn a_dog_is_evidence_as_far_as_the_detector_sees_one_too() {
+        let settings = TrackSettings::default();
+        let of = |dog: f32, class| {
+            let mut s = sighting(class, Class::Other);
+            (s.detection.score, s.dog) = (Score::clamped(0.45), Score::clamped(dog));
+            FrameEvidence::of(&s, &settings).dog
+        };
+        assert_eq!(of(0.0, Class::Dog), 0.0, "a second opinion that is missing is none");
+        assert_eq!(of(0.2, Class::Dog), 0.0);
+        assert!(of(0.4, Class::Dog) > 1.0 && of(0.4, Class::Dog) < of(0.5, Class::Dog));
+        // However sure the detector is, the classifier has to be as well.
+        assert!((of(1.0, Class::Dog) - Score::clamped(0.96).logit()).abs() < 1e-3);
+        assert!(of(1.0, Class::Cat) < -3.0);
+    }
+
+    #[test]
     fn a_person_is_evidence_as_both_networks_see_it_and_never_for_a_dog() {
         let settings = TrackSettings::default();
         let of = |score: f32, class| {
@@ -509,6 +542,21 @@ mod tests {
         let [after] = after.tracks() else { panic!("not one track: {after:?}") };
         assert_eq!(after.id, before.id);
         assert!(after.dog < before.dog && after.cat > before.cat);
+    }
+
+    #[test]
+    fn a_cat_or_a_person_where_long_something_else_was_is_one_at_once() {
+        let long =
+            |class, detector| (0..40).map(move |i| frame(100 * i, vec![sighting(class, detector)]));
+        for before in [Class::Other, Class::Dog] {
+            let cat = (40..42).map(|i| frame(100 * i, vec![sighting(Class::Cat, Class::Cat)]));
+            let tracker = feed(long(before, before).chain(cat));
+            assert_eq!(tracker.tracks().len(), 1);
+            assert!(tracker.tracks()[0].cat > 2.5, "{before}: {:?}", tracker.tracks()[0]);
+        }
+        let person = (40..42).map(|i| frame(100 * i, vec![sighting(Class::Person, Class::Person)]));
+        let tracker = feed(long(Class::Other, Class::Other).chain(person));
+        assert!(tracker.tracks()[0].person > 2.5, "{:?}", tracker.tracks()[0]);
     }
 
     #[test]

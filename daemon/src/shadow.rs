@@ -326,7 +326,8 @@ mod tests {
             score: Score::ONE,
         };
         let certain = Classification { probs: ClassProbs::certain(Class::Dog), rejected: false };
-        let dog = Sighting { detection, classification: Some(certain), likeness: Vec::new() };
+        let classification = Some(certain);
+        let dog = Sighting { detection, classification, dog: Score::ONE, likeness: Vec::new() };
         shadow.show(&frame(0), &[]);
         assert!(matches!(taken.take(Duration::ZERO), Taken::Nothing), "nothing to compare");
         for ms in (0..2_000).step_by(100) {

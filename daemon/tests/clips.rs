@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use image::Rgb;
 use serde_json::Value;
 
 /// A clip, what opens, and a word that one of its reasons must hold.
@@ -52,19 +53,23 @@ fn shared() -> Option<PathBuf> {
     Some(shared)
 }
 
-/// `mistaken`: clips that stay shut for another reason, and which.
+/// What the door says at last of a directory of frames.
 #[track_caller]
-fn check(shared: &Path, models: &Path, mistaken: &[(&str, &str)]) {
+fn replayed(frames: &Path, models: &Path) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_pawlatch"))
+        .args(["replay", "--json", "--models-dir"])
+        .arg(models)
+        .arg(frames)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(told.lines().last().unwrap()).unwrap()
+}
+
+#[track_caller]
+fn check(shared: &Path, models: &Path) {
     for (clip, opens, word) in CLIPS {
-        let word = mistaken.iter().find(|m| m.0 == clip).map_or(word, |m| m.1);
-        let output = Command::new(env!("CARGO_BIN_EXE_pawlatch"))
-            .args(["replay", "--json", "--models-dir"])
-            .arg(models)
-            .arg(shared.join("data/clips").join(clip))
-            .output()
-            .unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        let last = replayed(&shared.join("data/clips").join(clip), models);
         assert_eq!(last["opened"].as_u64().unwrap() > 0, opens, "{clip}: {last}");
         assert_eq!(last["verdict"] == "let_in", opens, "{clip}: {last}");
         let reasons = last["reasons"].as_array().unwrap();
@@ -76,9 +81,7 @@ fn check(shared: &Path, models: &Path, mistaken: &[(&str, &str)]) {
 #[test]
 fn dogs_are_let_in_cats_and_empty_scenes_are_not_each_with_the_right_reason() {
     let Some(shared) = shared() else { return };
-    // From above, on a mat, the cat is another animal in the shipped detector's boxes: kept shut,
-    // for the wrong reason.
-    check(&shared, &root().join("models"), &[("doorcam_cat_on_mat", "kept shut: other")]);
+    check(&shared, &root().join("models"));
 }
 
 #[test]
@@ -86,5 +89,43 @@ fn a_published_detector_does_as_well() {
     let Some(shared) = shared() else { return };
     let dir = tempfile::tempdir().unwrap();
     models(&shared, dir.path());
-    check(&shared, dir.path(), &[]);
+    check(&shared, dir.path());
+}
+
+/// The cat on the mat was filmed with red and blue exchanged; in its true colours it is a golden
+/// one, and from behind the classifier takes it for a retriever in every frame.
+#[test]
+fn a_cat_stays_out_in_any_colours_and_from_either_side() {
+    let Some(shared) = shared() else { return };
+    let exchanged = |p: &mut Rgb<u8>| p.0.swap(0, 2);
+    let grey = |p: &mut Rgb<u8>| p.0 = [p.0[1]; 3];
+    let alterations: [(&str, &dyn Fn(&mut Rgb<u8>), bool); 3] = [
+        ("exchanged", &exchanged, false),
+        ("exchanged, mirrored", &exchanged, true),
+        ("grey", &grey, false),
+    ];
+    for (clip, opens, _) in CLIPS {
+        let mut frames: Vec<_> =
+            fs::read_dir(shared.join("data/clips").join(clip)).unwrap().collect();
+        frames.sort_by_key(|f| f.as_ref().unwrap().path());
+        for (how, alter, mirrored) in alterations {
+            let dir = tempfile::tempdir().unwrap();
+            for frame in &frames {
+                let path = frame.as_ref().unwrap().path();
+                let mut picture = image::open(&path).unwrap().to_rgb8();
+                picture.pixels_mut().for_each(alter);
+                if mirrored {
+                    image::imageops::flip_horizontal_in_place(&mut picture);
+                }
+                picture
+                    .save(dir.path().join(path.file_name().unwrap()).with_extension("png"))
+                    .unwrap();
+            }
+            let last = replayed(dir.path(), &root().join("models"));
+            // A dog may have to wait for a better look; the puppy is one in any colours.
+            let opened = last["opened"].as_u64().unwrap() > 0;
+            assert!(opens || !opened, "{clip}, {how}: {last}");
+            assert!(opened || clip != "puppy_lawn", "{clip}, {how}: {last}");
+        }
+    }
 }

@@ -16,6 +16,9 @@ pub struct Answer {
     pub probs: ClassProbs,
     /// The detector's class and score for its best box; `None` if it found nothing.
     pub found: Option<(Class, Score)>,
+    /// The detector's score for a dog in that box.
+    #[serde(default)]
+    pub dog: Score,
 }
 
 /// Answers by what the picture shows.
@@ -97,6 +100,7 @@ impl Looks {
             truth: Class::Dog,
             probs: ClassProbs::certain(Class::Dog),
             found: Some((Class::Dog, Score::ONE)),
+            dog: Score::ONE,
         };
         Self { class: Class::Dog, changes: 0.0, answer: Some(answer), rect: Rect::WHOLE }
     }
@@ -118,6 +122,7 @@ impl Looks {
         Some(Sighting {
             detection: Detection { rect: self.rect, class, label: String::new(), score },
             classification: probs.map(|probs| Classification { probs, rejected: false }),
+            dog: answer.map_or(Score::ZERO, |a| a.dog),
             likeness: Vec::new(),
         })
     }

@@ -127,6 +127,8 @@ fn a_cat_before_the_dog_or_beside_it_keeps_it_locked() {
     world.kept_shut_because("a cat was here");
     assert_eq!(world.state(), "refused");
     world.play(12 * SECOND, |now| seeing(now, dog()));
+    assert_eq!(world.openings(), 0, "it has been in view ever since, and may be that cat");
+    world.play(18 * SECOND, |now| seeing(now, dog()));
     assert_eq!(world.openings(), 1, "the memory ends");
 }
 

@@ -10,6 +10,9 @@ use crate::sight::Class;
 use crate::track::{LOOKS_NEEDED, Track};
 use crate::units::Uptime;
 
+/// How many times as long a cat is remembered at most, while the view has not been empty since.
+const REMEMBERED: u32 = 3;
+
 /// What one look at all inputs finds, before anything is changed.
 pub(super) struct Findings {
     pub proofs: Vec<Proof>,
@@ -70,6 +73,11 @@ impl Door {
         }
         if seen.tracks.iter().any(|t| t.cat >= self.settings.veto) {
             self.last_cat = Some(now);
+            self.cat_stays = true;
+        }
+        self.cat_stays &= !seen.tracks.is_empty();
+        if self.cat_stays {
+            self.cat_near = Some(now);
         }
         let position = self.position(now, seen);
         let quiet = !matches!(position, Position::Unlocked | Position::Moving | Position::Jammed);
@@ -80,6 +88,17 @@ impl Door {
         } else {
             self.latch_amiss.get_or_insert(now);
         }
+    }
+
+    /// How much longer a cat is remembered. Who has been in view ever since may be that cat, seen
+    /// from behind; it is remembered until the view is empty, but not for ever, lest a dog that
+    /// was taken for a cat once waits in vain.
+    fn cat_memory(&self, now: Uptime) -> Duration {
+        let refuse_for = self.settings.refuse_for;
+        let left = |since: Option<Uptime>, whole: Duration| {
+            since.map_or(Duration::ZERO, |at| whole.saturating_sub(now.since(at)))
+        };
+        left(self.cat_near, refuse_for).min(left(self.last_cat, refuse_for * REMEMBERED))
     }
 
     /// The latch's position as far as a fresh report tells it.
@@ -100,14 +119,17 @@ impl Door {
             .iter()
             .filter(|t| t.in_approach)
             .max_by(|a, b| a.dog.total_cmp(&b.dog).then(b.id.cmp(&a.id)));
-        let refused = if strongest(Class::Cat) >= accept {
+        // Who has been in view ever since a cat was is held to be that cat.
+        let that_cat = self.cat_stays && seen.tracks.iter().any(|t| t.dog <= reject);
+        let refused = if that_cat || strongest(Class::Cat) >= accept {
             Some(Class::Cat)
         } else if s.person_vetoes && strongest(Class::Person) >= accept {
             Some(Class::Person)
         } else if target.is_some_and(|t| self.is_kept_out(t, seen)) {
             Some(Class::Dog)
         } else {
-            let settled = |t: &&Track| t.dog <= reject && t.other > t.person.max(t.cat);
+            let settled =
+                |t: &&Track| t.dog <= reject && t.other >= s.veto && t.other > t.person.max(t.cat);
             seen.tracks.iter().find(settled).map(|_| Class::Other)
         };
         let who = target.and_then(|t| self.identify(t));
@@ -241,8 +263,7 @@ impl Door {
         };
         let person = if s.person_vetoes { strongest(Class::Person) } else { 0.0 };
         let doubt = target.map_or(0.0, |t| t.doubt);
-        let memory =
-            self.last_cat.map_or(Duration::ZERO, |at| s.refuse_for.saturating_sub(now.since(at)));
+        let memory = self.cat_memory(now);
         vec![
             cat,
             Proof::at_most(K::NoPerson, person, s.veto, "a person is in view"),

@@ -183,12 +183,34 @@ fn a_cat_is_refused_and_remembered() {
             (200, with(&[(Class::Cat, 1.0)]), "watching"),
             (300, with(&[(Class::Cat, 8.0)]), "refused"),
             // The cat is gone and a dog is there, but the cat may be just beside it.
-            (400, dog(), "refused"),
+            (400, calm(), "refused"),
+            (500, dog(), "refused"),
             (10_200, dog(), "refused"),
             (10_400, dog(), "open"),
         ],
     );
-    assert!(decisions[3].missing().any(|why| why == "a cat was here a moment ago"));
+    assert!(decisions[4].missing().any(|why| why == "a cat was here a moment ago"));
+}
+
+#[test]
+fn what_was_a_cat_does_not_become_a_dog_by_turning_round() {
+    let opens_at = |script: &[(u64, Moment)]| {
+        let mut door = door(Policy::default());
+        step(&mut door, 100, &calm());
+        step(&mut door, 300, &with(&[(Class::Cat, 8.0)]));
+        let open = |(ms, moment): &(u64, Moment)| {
+            step(&mut door, *ms, moment).state.wishes_unlocked().then_some(*ms)
+        };
+        script.iter().find_map(open)
+    };
+    // Nobody left and nobody came: for three times as long it is that cat.
+    let every_second = |from: u64| (from..40_000).step_by(1_000).map(|ms| (ms, dog()));
+    let stays: Vec<_> = every_second(400).collect();
+    assert_eq!(opens_at(&stays), Some(30_400));
+    // Once the view was empty, whoever comes is somebody else.
+    let leaves: Vec<_> =
+        [(400, dog()), (5_400, calm())].into_iter().chain(every_second(5_500)).collect();
+    assert_eq!(opens_at(&leaves), Some(10_500));
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Vision {
         let by_heat = matches!(self.finder, Finder::Localiser(_));
         let (mut animals, mut persons) = (0, 0);
         let mut seen = Vec::new();
-        for detection in one_box_each(found) {
+        for detection in one_box_each(found.clone()) {
             let person = detection.class == Class::Person;
             let (asked, most) =
                 if person { (&mut persons, MAX_PERSONS) } else { (&mut animals, MAX_CROPS) };
@@ -232,7 +232,8 @@ impl Vision {
                 }
                 None => None,
             };
-            let sighting = Sighting { detection, classification, likeness };
+            let dog = Score::clamped(said(&found, detection.rect, Class::Dog).unwrap_or(0.0));
+            let sighting = Sighting { detection, classification, dog, likeness };
             if person && sighting.joint() < PERSON_FLOOR {
                 continue;
             }
@@ -288,11 +289,9 @@ impl Vision {
                 asked += 1;
                 let crop = thing.rect.padded(CROP_PADDING);
                 let answer = classifier.classify(frame, crop, Framing::Crop)?;
-                let same = |d: &&Detection| d.rect.iou(thing.rect) > SAME_ANIMAL_IOU;
                 let by_both = |class: Class| {
-                    let said = found.iter().filter(same).filter(|d| d.class == class);
                     // What is not reported was below the floor, not impossible.
-                    let detector = said.map(|d| d.score.get()).fold(floor.get() / 2.0, f32::max);
+                    let detector = said(&found, thing.rect, class).unwrap_or(floor.get() / 2.0);
                     Score::clamped(detector).with(answer.probs.of(class))
                 };
                 let classes = match thing.class {
@@ -312,6 +311,12 @@ impl Vision {
         named.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
         Ok(named)
     }
+}
+
+/// The best score that `found` has for `class` where `rect` is; `None` if it has none.
+fn said(found: &[Detection], rect: Rect, class: Class) -> Option<f32> {
+    let same = |d: &&Detection| d.class == class && d.rect.iou(rect) > SAME_ANIMAL_IOU;
+    found.iter().filter(same).map(|d| d.score.get()).reduce(f32::max)
 }
 
 /// The animals and persons among `found`, which is best first: of animals that overlap more than

@@ -155,7 +155,8 @@ section! {
         clear_for_ms: u64 = 1_000,
         /// How long the latch may take to be seen locked, milliseconds. Longer than it travels.
         relock_within_ms: u64 = 2_000,
-        /// How long a cat is remembered after it was last seen, milliseconds.
+        /// How long a cat is remembered after it was last seen, milliseconds; up to three times as
+        /// long while somebody has been in view ever since.
         refuse_for_ms: u64 = 10_000,
         /// How long nothing must be there for a visit to be over, milliseconds.
         calm_for_ms: u64 = 2_000,

@@ -116,6 +116,7 @@ fn classify(data: &Path, vision: &mut Vision) -> Result<(Vec<Labelled>, Vec<Answ
             truth,
             probs: crop.unwrap_or(picture),
             found: best.map(|s| (s.detection.class, s.detection.score)),
+            dog: best.map_or(Score::ZERO, |s| s.dog),
         });
         // Of a source with a subset per species, one row.
         let subset = subset.split(':').next().unwrap_or_default().to_owned();
