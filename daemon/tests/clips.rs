@@ -96,13 +96,12 @@ fn a_published_detector_does_as_well() {
 /// one, and from behind the classifier takes it for a retriever in every frame.
 #[test]
 fn a_cat_stays_out_in_any_colours_and_from_either_side() {
+    type Alter = fn(&mut Rgb<u8>);
     let Some(shared) = shared() else { return };
-    let exchanged = |p: &mut Rgb<u8>| p.0.swap(0, 2);
-    let grey = |p: &mut Rgb<u8>| p.0 = [p.0[1]; 3];
-    let alterations: [(&str, &dyn Fn(&mut Rgb<u8>), bool); 3] = [
-        ("exchanged", &exchanged, false),
-        ("exchanged, mirrored", &exchanged, true),
-        ("grey", &grey, false),
+    let alterations: [(&str, Alter, bool); 3] = [
+        ("colours exchanged", |p| p.0.swap(0, 2), false),
+        ("colours exchanged, mirrored", |p| p.0.swap(0, 2), true),
+        ("grey", |p| p.0 = [p.0[1]; 3], false),
     ];
     for (clip, opens, _) in CLIPS {
         let mut frames: Vec<_> =
