@@ -93,7 +93,7 @@ fn a_published_detector_does_as_well() {
 }
 
 /// The cat on the mat was filmed with red and blue exchanged; in its true colours it is a golden
-/// one, and from behind the classifier takes it for a retriever in every frame.
+/// one, and from behind the classifier takes it for a retriever, frame after frame.
 #[test]
 fn a_cat_stays_out_in_any_colours_and_from_either_side() {
     type Alter = fn(&mut Rgb<u8>);

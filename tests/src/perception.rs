@@ -17,7 +17,6 @@ pub struct Answer {
     /// The detector's class and score for its best box; `None` if it found nothing.
     pub found: Option<(Class, Score)>,
     /// The detector's score for a dog in that box.
-    #[serde(default)]
     pub dog: Score,
 }
 

@@ -208,7 +208,7 @@ impl Vision {
         let by_heat = matches!(self.finder, Finder::Localiser(_));
         let (mut animals, mut persons) = (0, 0);
         let mut seen = Vec::new();
-        for detection in one_box_each(found.clone()) {
+        for detection in one_box_each(&found) {
             let person = detection.class == Class::Person;
             let (asked, most) =
                 if person { (&mut persons, MAX_PERSONS) } else { (&mut animals, MAX_CROPS) };
@@ -283,7 +283,7 @@ impl Vision {
         };
         let mut named = Vec::new();
         let mut asked = 0;
-        for mut thing in one_box_each(found.clone()) {
+        for mut thing in one_box_each(&found) {
             let asks = |c: &&mut Classifier| asked < MAX_NAMED && c.can_judge(thing.class);
             if let Some(classifier) = self.classifier.as_mut().filter(asks) {
                 asked += 1;
@@ -321,7 +321,7 @@ fn said(found: &[Detection], rect: Rect, class: Class) -> Option<f32> {
 
 /// The animals and persons among `found`, which is best first: of animals that overlap more than
 /// [`SAME_ANIMAL_IOU`] only the best, whatever their labels; persons apart from animals.
-fn one_box_each(found: Vec<Detection>) -> Vec<Detection> {
+fn one_box_each(found: &[Detection]) -> Vec<Detection> {
     let mut kept: Vec<Detection> = Vec::new();
     for candidate in found {
         let person = candidate.class == Class::Person;
@@ -329,7 +329,7 @@ fn one_box_each(found: Vec<Detection>) -> Vec<Detection> {
             (k.class == Class::Person) == person && k.rect.iou(candidate.rect) > SAME_ANIMAL_IOU
         };
         if candidate.class != Class::Nothing && !kept.iter().any(doubled) {
-            kept.push(candidate);
+            kept.push(candidate.clone());
         }
     }
     kept

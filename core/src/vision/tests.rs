@@ -269,7 +269,7 @@ fn one_animal_is_one_box_and_persons_stand_apart() {
         at(0.3, Class::Cat, 0.5),
     ];
     let kept: Vec<(Class, f32)> =
-        one_box_each(found).iter().map(|d| (d.class, d.score.get())).collect();
+        one_box_each(&found).iter().map(|d| (d.class, d.score.get())).collect();
     assert_eq!(kept, [(Class::Dog, 0.9), (Class::Person, 0.7), (Class::Cat, 0.5)]);
 }
 
