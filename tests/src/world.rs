@@ -43,10 +43,14 @@ pub struct Tally {
     pub strangers: u64,
     /// Of those, the door was opened.
     pub strangers_let_in: u64,
-    /// Approaches of a dog in company that is a veto, with nothing broken.
-    pub companies: u64,
+    /// Approaches of a dog and a cat, with nothing broken.
+    pub with_cat: u64,
     /// Of those, the door was opened.
-    pub companies_let_in: u64,
+    pub with_cat_let_in: u64,
+    /// Approaches of a dog and a person, with nothing broken.
+    pub with_person: u64,
+    /// Of those, the door was opened.
+    pub with_person_let_in: u64,
     /// Faults the door raised.
     pub faults: u64,
     /// Restarts of the whole appliance.
@@ -62,8 +66,10 @@ impl Tally {
         self.dogs_kept_out += other.dogs_kept_out;
         self.strangers += other.strangers;
         self.strangers_let_in += other.strangers_let_in;
-        self.companies += other.companies;
-        self.companies_let_in += other.companies_let_in;
+        self.with_cat += other.with_cat;
+        self.with_cat_let_in += other.with_cat_let_in;
+        self.with_person += other.with_person;
+        self.with_person_let_in += other.with_person_let_in;
         self.faults += other.faults;
         self.restarts += other.restarts;
     }
@@ -245,8 +251,10 @@ impl<'p> World<'p> {
             t.dogs_kept_out += u64::from(!opened);
             t.dogs += 1;
             return;
+        } else if cast.contains(&Class::Dog) && cast.contains(&Class::Cat) {
+            (&mut t.with_cat, &mut t.with_cat_let_in)
         } else if cast.contains(&Class::Dog) {
-            (&mut t.companies, &mut t.companies_let_in)
+            (&mut t.with_person, &mut t.with_person_let_in)
         } else {
             (&mut t.strangers, &mut t.strangers_let_in)
         };

@@ -63,8 +63,10 @@ fn run() -> Result<(), String> {
         "dogs_kept_out": total.dogs_kept_out,
         "strangers": total.strangers,
         "strangers_let_in": total.strangers_let_in,
-        "dogs_in_company": total.companies,
-        "dogs_in_company_let_in": total.companies_let_in,
+        "dogs_with_cat": total.with_cat,
+        "dogs_with_cat_let_in": total.with_cat_let_in,
+        "dogs_with_person": total.with_person,
+        "dogs_with_person_let_in": total.with_person_let_in,
         "faults": total.faults,
         "restarts": total.restarts,
     });
