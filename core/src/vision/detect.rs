@@ -7,7 +7,7 @@ use super::model::Model;
 use super::prepare::Preparer;
 use super::{Stage, VisionError};
 use crate::frame::Frame;
-use crate::sight::Detection;
+use crate::sight::{Class, Detection};
 use crate::units::{Rect, Score};
 
 /// A detector and its buffers.
@@ -62,8 +62,26 @@ impl Detector {
     }
 
     /// The manifest's floor.
-    pub(super) fn floor(&self) -> Score {
+    fn floor(&self) -> Score {
         Score::clamped(self.model.manifest.thresholds.score_floor)
+    }
+
+    fn person_floor(&self) -> Score {
+        Score::clamped(self.model.manifest.thresholds.person_floor)
+    }
+
+    /// What the door looks into: everything above the manifest's floor, and persons above theirs.
+    pub(super) fn find_timed(
+        &mut self,
+        frame: &Frame,
+        region: Rect,
+        lap: &mut dyn FnMut(Stage),
+    ) -> Result<Vec<Detection>, VisionError> {
+        let (floor, persons) = (self.floor(), self.person_floor());
+        let lower = if persons < floor { persons } else { floor };
+        let mut found = self.detect_timed(frame, region, lower, lap)?;
+        found.retain(|d| d.score > if d.class == Class::Person { persons } else { floor });
+        Ok(found)
     }
 
     pub(super) fn detect_timed(

@@ -298,6 +298,8 @@ impl PerClass {
 pub struct Thresholds {
     /// Lowest score of a detection.
     pub score_floor: f32,
+    /// Lowest score of a box that the door holds to be a person's, if the classifier agrees.
+    pub person_floor: f32,
     /// Lowest probability that the best cell of a heat map must have to make a box.
     pub heat_floor: f32,
     /// Probability at the edge of a box of heat.
@@ -306,7 +308,7 @@ pub struct Thresholds {
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self { score_floor: 0.25, heat_floor: 0.35, heat_edge: 0.5 }
+        Self { score_floor: 0.25, person_floor: 0.25, heat_floor: 0.35, heat_edge: 0.5 }
     }
 }
 

@@ -198,9 +198,7 @@ impl Vision {
         lap: &mut dyn FnMut(Stage),
     ) -> Result<Vec<Sighting>, VisionError> {
         let found = match &mut self.finder {
-            Finder::Detector(detector) => {
-                detector.detect_timed(frame, region, detector.floor(), lap)?
-            }
+            Finder::Detector(detector) => detector.find_timed(frame, region, lap)?,
             Finder::Localiser(localiser) => {
                 localiser.localise_timed(frame, region, lap)?.detections
             }

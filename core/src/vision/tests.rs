@@ -347,6 +347,29 @@ fn a_person_is_believed_by_both_networks_or_left_out() {
 }
 
 #[test]
+fn the_door_looks_for_persons_from_a_floor_of_their_own() {
+    let onnx = colour_detector();
+    let persons = detector_text(COLOUR_DETECTOR, &onnx).replace("classes.cat", "classes.person");
+    let seen = |thresholds: &str| {
+        let text = persons.replace("[labels]", &format!("[thresholds]\n{thresholds}\n[labels]"));
+        let detector = Some(Model::load(&text, &onnx).unwrap());
+        let mut vision = Vision::new(Some(classifier()), detector).unwrap();
+        // A dim red and a dim blue cell: 0.22 and 0.21.
+        let dim = frame(64, 64, |x, y| match (x, y) {
+            (0..16, 0..16) => [115, 0, 0],
+            (48..64, 0..16) => [0, 0, 114],
+            _ => [0, 255, 0],
+        });
+        let seen = vision.look(&dim, Rect::WHOLE, &mut |_| {}).unwrap();
+        seen.iter().map(|s| s.detection.class).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(""), []);
+    assert_eq!(seen("person_floor = 0.18"), [Class::Person]);
+    assert_eq!(seen("score_floor = 0.2"), [Class::Dog], "what forbids keeps its own floor");
+    assert_eq!(seen("score_floor = 0.2\nperson_floor = 0.2"), [Class::Dog, Class::Person]);
+}
+
+#[test]
 fn no_more_crops_than_the_limit_are_classified() {
     let red = frame(64, 64, |_, _| [255, 0, 0]);
     let mut vision = Vision::new(Some(classifier()), Some(detector())).unwrap();

@@ -169,6 +169,7 @@ fn thresholds(m: &Manifest) -> Checked {
     let t = &m.thresholds;
     for (key, value) in [
         ("thresholds.score_floor", t.score_floor),
+        ("thresholds.person_floor", t.person_floor),
         ("thresholds.heat_floor", t.heat_floor),
         ("thresholds.heat_edge", t.heat_edge),
     ] {

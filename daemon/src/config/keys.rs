@@ -122,7 +122,7 @@ section! {
         believe: f64 = 0.5,
         /// From which a person is believed whom the classifier has also looked at: the geometric
         /// mean of the detector's score and the classifier's probability, 0 to 1.
-        believe_both: f64 = 0.37,
+        believe_both: f64 = 0.33,
     }
 }
 
