@@ -48,6 +48,9 @@ const MAX_PERSONS: usize = 2;
 const PERSON_FLOOR: Score = Score::clamped(0.2);
 /// Lowest score of a box that [`Vision::describe`] looks into.
 const DESCRIBED_FROM: Score = Score::clamped(0.05);
+/// Share of the smaller of two boxes of one class from which they are one animal or person, to
+/// whom [`Vision::inventory`] shows them.
+const PART: f32 = 0.7;
 /// Most boxes that [`Vision::inventory`] shows to the classifier.
 pub const MAX_NAMED: usize = 32;
 
@@ -266,7 +269,8 @@ impl Vision {
     /// What an animal is, detector and classifier say together: the score of a class is the
     /// geometric mean of the detector's score for it in this box and the classifier's probability,
     /// and the class is the one with the highest. A person's box stays a person's. What is beyond
-    /// the first [`MAX_NAMED`] is the detector's alone.
+    /// the first [`MAX_NAMED`] is the detector's alone. A box that mostly shares its area with a
+    /// better one of a dog, a cat or a person is a part of that one, and left out.
     ///
     /// # Errors
     /// If a network fails or gives values that are not finite.
@@ -300,14 +304,16 @@ impl Vision {
                 if let Some((class, score)) = best.max_by(|a, b| a.1.get().total_cmp(&b.1.get())) {
                     (thing.class, thing.score) = (class, score);
                 }
-                if let Some((label, _)) = answer.topk(1).first() {
+                if let Some((label, _)) = answer.topk(1).first()
+                    && answer.probs.best() == thing.class
+                {
                     thing.label = (*label).to_owned();
                 }
             }
             named.push(thing);
         }
         named.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
-        Ok(named)
+        Ok(without_parts(named))
     }
 }
 
@@ -315,6 +321,25 @@ impl Vision {
 fn said(found: &[Detection], rect: Rect, class: Class) -> Option<f32> {
     let same = |d: &&Detection| d.class == class && d.rect.iou(rect) > SAME_ANIMAL_IOU;
     found.iter().filter(same).map(|d| d.score.get()).reduce(f32::max)
+}
+
+/// Leaves out of `named`, which is best first, whatever shares more than [`PART`] of the smaller
+/// one's area with a better one of the same class. Other animals come in herds, one behind the
+/// other, and stay. (On the boxed pictures held out: AP50 of the detector alone for dogs 0.77 with
+/// parts and 0.82 without, persons 0.24 and 0.28, cats 0.93; other animals would fall from 0.50 to
+/// 0.44.)
+fn without_parts(named: Vec<Detection>) -> Vec<Detection> {
+    let mut kept: Vec<Detection> = Vec::new();
+    for candidate in named {
+        let part = |whole: &Detection| {
+            let smaller = whole.rect.area().min(candidate.rect.area());
+            whole.class == candidate.class && whole.rect.overlap(candidate.rect) > PART * smaller
+        };
+        if candidate.class == Class::Other || !kept.iter().any(part) {
+            kept.push(candidate);
+        }
+    }
+    kept
 }
 
 /// The animals and persons among `found`, which is best first: of animals that overlap more than

@@ -328,6 +328,28 @@ fn an_inventory_names_by_both_networks_and_goes_down_to_its_own_floor() {
 }
 
 #[test]
+fn a_part_of_an_animal_is_not_a_second_one_but_a_herd_is_many() {
+    let of = |class, rect: [f32; 4], score| Detection {
+        rect: Rect::try_from(rect).unwrap(),
+        class,
+        label: String::new(),
+        score: Score::clamped(score),
+    };
+    let (whole, head) = ([0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.5, 0.5]);
+    let beside = [0.8, 0.1, 1.0, 0.9];
+    let left = |class, other| {
+        let named = vec![of(class, whole, 0.8), of(class, head, 0.5), of(other, head, 0.4)];
+        without_parts(named).len()
+    };
+    assert_eq!(left(Class::Dog, Class::Dog), 1);
+    assert_eq!(left(Class::Dog, Class::Cat), 2, "a cat before a dog");
+    assert_eq!(left(Class::Person, Class::Dog), 2, "a dog before its master");
+    assert_eq!(left(Class::Other, Class::Other), 3);
+    let pair = vec![of(Class::Dog, whole, 0.8), of(Class::Dog, beside, 0.7)];
+    assert_eq!(without_parts(pair).len(), 2, "half of it is its own");
+}
+
+#[test]
 fn a_person_is_believed_by_both_networks_or_left_out() {
     // Blue is a cat to the classifier, and its detector's label is now a person's.
     let onnx = colour_detector();

@@ -71,9 +71,9 @@ pub struct ClassifyArgs {
 pub struct DetectArgs {
     #[command(flatten)]
     pictures: PictureArgs,
-    /// Lowest score of the detector that is reported.
-    #[arg(long, default_value_t = 0.05, value_name = "SCORE")]
-    min_score: f32,
+    /// Lowest score that is reported: 0.25, with --json 0.05 of the detector.
+    #[arg(long, value_name = "SCORE")]
+    min_score: Option<f32>,
 }
 
 /// Show where the classifier sees a class, as a heat map and boxes
@@ -254,23 +254,32 @@ fn classified_in_words(file: &str, answer: &ClassifierOutput, k: usize) -> Strin
     text
 }
 
+/// Lowest score of what people are shown.
+const SHOWN: f32 = 0.25;
+/// Lowest score of the detector for programs, which rank for themselves.
+const RANKED: f32 = 0.05;
+
 /// `pawlatch detect`.
 pub fn detect(args: &DetectArgs, common: &Common) -> Result<Outcome> {
     let in_use = common.in_use()?;
     let name = in_use.to_string();
     let mut vision = in_use.vision()?;
     let target = Target::new(&args.pictures)?;
+    let json = args.pictures.json;
+    let shown = args.min_score.unwrap_or(SHOWN);
     pictures::for_each(&args.pictures.paths, |path, frame| {
-        let seen = vision.inventory(frame, Score::clamped(args.min_score))?;
+        let floor = Score::clamped(args.min_score.unwrap_or(if json { RANKED } else { SHOWN }));
+        let seen = vision.inventory(frame, floor)?;
         let detections: Vec<Found> = seen
             .into_iter()
+            .filter(|d| json || d.score >= floor)
             .map(|Detection { rect, class, label, score }| {
                 let pixels = rect.to_pixels(frame.width(), frame.height());
                 Found { class, label, score, pixels, rect }
             })
             .collect();
         target.draw(path, frame, |overlay| {
-            for d in detections.iter().rev() {
+            for d in detections.iter().filter(|d| d.score.get() >= shown).rev() {
                 let label = format!("{} {:.0} %", d.class, 100.0 * d.score.get());
                 overlay.boxed(d.rect, d.class, &label);
             }
