@@ -266,20 +266,20 @@ pub fn detect(args: &DetectArgs, common: &Common) -> Result<Outcome> {
     let mut vision = in_use.vision()?;
     let target = Target::new(&args.pictures)?;
     let json = args.pictures.json;
-    let shown = args.min_score.unwrap_or(SHOWN);
+    let shown = Score::clamped(args.min_score.unwrap_or(SHOWN));
+    let floor = if json { Score::clamped(args.min_score.unwrap_or(RANKED)) } else { shown };
     pictures::for_each(&args.pictures.paths, |path, frame| {
-        let floor = Score::clamped(args.min_score.unwrap_or(if json { RANKED } else { SHOWN }));
         let seen = vision.inventory(frame, floor)?;
         let detections: Vec<Found> = seen
             .into_iter()
-            .filter(|d| json || d.score >= floor)
+            .filter(|d| json || d.score >= shown)
             .map(|Detection { rect, class, label, score }| {
                 let pixels = rect.to_pixels(frame.width(), frame.height());
                 Found { class, label, score, pixels, rect }
             })
             .collect();
         target.draw(path, frame, |overlay| {
-            for d in detections.iter().filter(|d| d.score.get() >= shown).rev() {
+            for d in detections.iter().filter(|d| d.score >= shown).rev() {
                 let label = format!("{} {:.0} %", d.class, 100.0 * d.score.get());
                 overlay.boxed(d.rect, d.class, &label);
             }
