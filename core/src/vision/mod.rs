@@ -48,8 +48,8 @@ const MAX_PERSONS: usize = 2;
 const PERSON_FLOOR: Score = Score::clamped(0.2);
 /// Lowest score of a box that [`Vision::describe`] looks into.
 const DESCRIBED_FROM: Score = Score::clamped(0.05);
-/// Share of the smaller of two boxes of one class from which they are one animal or person, to
-/// whom [`Vision::inventory`] shows them.
+/// Share of the smaller of two boxes of one class, above which [`Vision::inventory`] takes them for
+/// one animal or person.
 const PART: f32 = 0.7;
 /// Most boxes that [`Vision::inventory`] shows to the classifier.
 pub const MAX_NAMED: usize = 32;
