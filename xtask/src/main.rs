@@ -108,6 +108,10 @@ enum Cli {
         /// Seconds per target.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Count edges in the libraries too, such as those that decode pictures: builds all of them
+        /// again, and searches deeper.
+        #[arg(long)]
+        whole: bool,
     },
 }
 
@@ -142,7 +146,7 @@ fn main() -> Result<()> {
         }
         Cli::Dist(args) => dist::run(&root, &args),
         Cli::Image(args) => image::run(&root, &args),
-        Cli::Fuzz { seconds } => fuzz(&root, seconds),
+        Cli::Fuzz { seconds, whole } => fuzz(&root, seconds, whole),
         Cli::Emulate(args) => emulate::run(&args, &root),
         Cli::Cuts(args) => cuts::run(&root, &args),
     }
@@ -152,33 +156,40 @@ fn main() -> Result<()> {
 /// of stable compilers; only sanitizers would need a nightly one.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table -Clink-dead-code --cfg fuzzing";
+    -Cllvm-args=-sanitizer-coverage-pc-table --cfg fuzzing";
 
-fn fuzz(root: &Path, seconds: u32) -> Result<()> {
+fn fuzz(root: &Path, seconds: u32, whole: bool) -> Result<()> {
     let fuzz = root.join("fuzz");
-    let host = env!("HOST");
-    // With a target named, build scripts and macros are built without the counters.
-    run(cargo_command()
-        .args(["build", "--release", "--target", host])
-        .env("RUSTFLAGS", COVERAGE)
-        .current_dir(&fuzz))?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(fuzz.join("target"), PathBuf::from);
+    let mut target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let mut build = cargo_command();
+    build.args(["build", "--package", "pawlatch-fuzz"]).current_dir(root);
+    if whole {
+        // With a target named, build scripts and macros are built without the counters.
+        build.args(["--target", env!("HOST")]).env("RUSTFLAGS", COVERAGE);
+        target.push(env!("HOST"));
+    } else {
+        // Stands in for the compiler of the workspace's own crates, so that what they depend on is
+        // taken as the tests built it.
+        build.env("RUSTC_WORKSPACE_WRAPPER", fuzz.join("rustc")).env("COVERAGE", COVERAGE);
+    }
+    run(&mut build)?;
+    std::fs::create_dir_all(fuzz.join("artifacts"))?;
     let targets = fuzz.join("fuzz_targets");
     let entries =
         targets.read_dir().with_context(|| format!("cannot list {}", targets.display()))?;
     for entry in entries {
         let path = entry?.path();
         let Some(name) = path.file_stem().and_then(|s| s.to_str()) else { continue };
+        eprintln!("{name}, {seconds} seconds");
         let corpus = fuzz.join("corpus").join(name);
         std::fs::create_dir_all(&corpus)?;
-        std::fs::create_dir_all(fuzz.join("artifacts"))?;
-        let program = target.join(host).join("release").join(name);
         let seeds = fuzz.join("seeds").join(name);
-        run(Command::new(&program)
+        run(Command::new(target.join("debug").join(format!("fuzz-{name}")))
             .arg(&corpus)
             .args(seeds.is_dir().then_some(seeds))
             .arg(format!("-max_total_time={seconds}"))
             .args(["-rss_limit_mb=2048", "-timeout=10", "-artifact_prefix=artifacts/"])
+            .args(["-verbosity=0", "-print_final_stats=1"])
             .current_dir(&fuzz))?;
     }
     Ok(())
