@@ -288,12 +288,20 @@ fn best_first(found: &mut Vec<Found>) {
 /// Greedy non-maximum suppression per label: of boxes of one label that overlap more than
 /// `nms_iou`, only the best stays. `found` is best first.
 pub(super) fn suppress(found: &[Found], nms_iou: f32) -> Vec<Found> {
-    let mut kept: Vec<Found> = Vec::new();
-    for candidate in found {
-        let doubled =
-            |k: &Found| k.label == candidate.label && iou(&k.bounds, &candidate.bounds) > nms_iou;
-        if !kept.iter().any(doubled) {
-            kept.push(*candidate);
+    first_of_each(found.iter().copied(), |a, b| {
+        a.label == b.label && iou(&a.bounds, &b.bounds) > nms_iou
+    })
+}
+
+/// Of those that are the `same` only the first; the order stays.
+pub(super) fn first_of_each<T>(
+    all: impl IntoIterator<Item = T>,
+    same: impl Fn(&T, &T) -> bool,
+) -> Vec<T> {
+    let mut kept = Vec::new();
+    for candidate in all {
+        if !kept.iter().any(|k| same(k, &candidate)) {
+            kept.push(candidate);
         }
     }
     kept

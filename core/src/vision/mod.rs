@@ -29,6 +29,7 @@ pub use manifest::{Manifest, ManifestError, Task};
 pub use model::{Model, Precision, sha256};
 pub use network::NetworkError;
 
+use self::decode::first_of_each;
 use crate::frame::Frame;
 use crate::identity::Gallery;
 use crate::sight::{Class, Detection, Sighting};
@@ -329,31 +330,20 @@ fn said(found: &[Detection], rect: Rect, class: Class) -> Option<f32> {
 /// parts and 0.82 without, persons 0.24 and 0.28, cats 0.93; other animals would fall from 0.50 to
 /// 0.44.)
 fn without_parts(named: Vec<Detection>) -> Vec<Detection> {
-    let mut kept: Vec<Detection> = Vec::new();
-    for candidate in named {
-        let part = |whole: &Detection| {
-            let smaller = whole.rect.area().min(candidate.rect.area());
-            whole.class == candidate.class && whole.rect.overlap(candidate.rect) > PART * smaller
-        };
-        if candidate.class == Class::Other || !kept.iter().any(part) {
-            kept.push(candidate);
-        }
-    }
-    kept
+    first_of_each(named, |whole, part| {
+        let smaller = whole.rect.area().min(part.rect.area());
+        part.class != Class::Other
+            && whole.class == part.class
+            && whole.rect.overlap(part.rect) > PART * smaller
+    })
 }
 
 /// The animals and persons among `found`, which is best first: of animals that overlap more than
 /// [`SAME_ANIMAL_IOU`] only the best, whatever their labels; persons apart from animals.
 fn one_box_each(found: &[Detection]) -> Vec<Detection> {
-    let mut kept: Vec<Detection> = Vec::new();
-    for candidate in found {
-        let person = candidate.class == Class::Person;
-        let doubled = |k: &Detection| {
-            (k.class == Class::Person) == person && k.rect.iou(candidate.rect) > SAME_ANIMAL_IOU
-        };
-        if candidate.class != Class::Nothing && !kept.iter().any(doubled) {
-            kept.push(candidate.clone());
-        }
-    }
-    kept
+    let something = found.iter().filter(|d| d.class != Class::Nothing).cloned();
+    first_of_each(something, |a, b| {
+        (a.class == Class::Person) == (b.class == Class::Person)
+            && a.rect.iou(b.rect) > SAME_ANIMAL_IOU
+    })
 }
