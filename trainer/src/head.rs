@@ -114,7 +114,7 @@ impl Base {
             for _ in 0..count {
                 let row = mean.iter().map(|w| w + SPREAD * standard_normal(&mut rng)).collect();
                 rows.push((row, bias));
-                labels.names.push(format!("added {name}"));
+                labels.names.push(name.clone());
                 class_of_label.push(class);
             }
             if count > 0 {
