@@ -322,6 +322,11 @@ impl Track {
     }
 }
 
+/// Whether `sighting` by itself speaks for a person; a track adds up what its frames say.
+pub fn speaks_for_a_person(sighting: &Sighting, settings: &TrackSettings) -> bool {
+    FrameEvidence::of(sighting, settings).person > 0.0
+}
+
 /// One frame's log-likelihood ratios, before cap and weight.
 struct FrameEvidence {
     dog: f32,

@@ -34,6 +34,8 @@ pub struct Labelled {
     pub picture: ClassProbs,
     /// The classifier on the best box found, if one was.
     pub crop: Option<ClassProbs>,
+    /// Whether a box that the door finds speaks for a person.
+    pub person: bool,
 }
 
 /// A picture with boxes and what was found.
@@ -46,6 +48,8 @@ pub struct Detected {
     pub truths: Vec<Truth>,
     /// The boxes found, as `detect` reports them.
     pub found: Vec<Detection>,
+    /// Whether a box that the door finds speaks for a person.
+    pub person: bool,
 }
 
 /// A box drawn by people.
@@ -227,6 +231,28 @@ fn classification(labelled: &[Labelled], of: impl Fn(&Labelled) -> ClassProbs + 
     })
 }
 
+/// Pictures in which the door believes a person, by what they show.
+fn persons(pictures: &Pictures) -> Value {
+    let share = |of: Vec<bool>| {
+        let hits = of.iter().filter(|believed| **believed).count();
+        Rate::new(hits, of.len())
+    };
+    let labelled = |class| {
+        let such = pictures.labelled.iter().filter(|l| l.truth == class);
+        share(such.map(|l| l.person).collect())
+    };
+    let boxed =
+        pictures.detected.iter().filter(|d| d.truths.iter().any(|t| t.class == Class::Person));
+    json!([
+        ["persons", labelled(Class::Person)],
+        ["boxed, one of the boxes a person's", share(boxed.map(|d| d.person).collect())],
+        ["dogs", labelled(Class::Dog)],
+        ["cats", labelled(Class::Cat)],
+        ["other animals", labelled(Class::Other)],
+        ["nobody", labelled(Class::Nothing)],
+    ])
+}
+
 /// Writes `evaluation.md`, `evaluation.json` and the reliability plot into `docs`.
 ///
 /// # Errors
@@ -252,6 +278,7 @@ pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
         "picture": picture,
         "crop": door,
         "ap50": boxes,
+        "persons": persons(pictures),
         "clips": clips,
     });
     fs::create_dir_all(docs)?;
@@ -317,6 +344,14 @@ fn page(all: &Value) -> String {
     for (class, ap) in all["ap50"].as_object().into_iter().flatten() {
         let text = ap.as_f64().map_or("-".to_owned(), |ap| format!("{ap:.3}"));
         let _ = writeln!(out, "| {class} | {text} |");
+    }
+    let _ = writeln!(
+        out,
+        "\n## Persons\n\nPictures with a box that speaks for a person, found and weighed as on the \
+         door, which adds up what several frames say.\n\n| pictures of | believed to show one |\n|---|---|"
+    );
+    for row in all["persons"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "| {} | {} |", row[0].as_str().unwrap_or_default(), rate(&row[1]));
     }
     out
 }
@@ -485,12 +520,13 @@ mod tests {
                     score: Score::clamped(*score),
                 })
                 .collect(),
+            person: false,
         }
     }
 
     fn labelled(truth: Class, p: f32) -> Labelled {
         let picture = ClassProbs::from_masses([p, 1.0 - p, 0.0, 0.0, 0.0]).unwrap();
-        Labelled { subset: "yard".to_owned(), truth, picture, crop: None }
+        Labelled { subset: "yard".to_owned(), truth, picture, crop: None, person: false }
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Base {
             for _ in 0..count {
                 let row = mean.iter().map(|w| w + SPREAD * standard_normal(&mut rng)).collect();
                 rows.push((row, bias));
-                labels.names.push(name.clone());
+                labels.names.push(in_words(door_class(name)?).to_owned());
                 class_of_label.push(class);
             }
             if count > 0 {
@@ -174,4 +174,14 @@ fn mean_row(net: &Net, class_of_label: &[usize], class: usize) -> Result<(Vec<f3
         |of: &dyn Fn(usize) -> f32| own.iter().map(|&l| of(l)).sum::<f32>() / own.len() as f32;
     let row = (0..features).map(|k| mean(&|l| weight.data[l * features + k])).collect();
     Ok((row, mean(&|l| bias.data[l])))
+}
+/// An added label as people read it. No name of a class: whoever says `cat` means one label.
+const fn in_words(class: Class) -> &'static str {
+    match class {
+        Class::Dog => "a dog",
+        Class::Cat => "a cat",
+        Class::Person => "a person",
+        Class::Other => "another animal",
+        Class::Nothing => "nothing there",
+    }
 }

@@ -1,6 +1,7 @@
 # The proofs, in the guest. Every line "PASS" or "FAIL" is one; the rest is told for the record.
-# Which run, the kernel's command line says: door.proofs=all | short | reboot | pi | SECTION,...
-# where a section is bad, 1, 6, 2, panic, 3, unplug (the second half of 3), 5 or package.
+# Which run, the kernel's command line says: door.proofs=SECTION,... where a section is bad, 1, 6, 2,
+# panic, 3, unplug (the second half of 3), 5, package or, last, reboot, which waits to be killed; or
+# again (after that) or pi alone.
 set -u
 RUN=$(sed -n 's/.*door\.proofs=\([a-z0-9,]*\).*/\1/p' /proc/cmdline)
 passed=0 failed=0
@@ -70,7 +71,7 @@ check "pawlatch-lock.service has locked" "success active" "$(systemctl show -P R
 journalctl -u pawlatch-lock --no-pager -o cat | tail -3 | sed 's/^/    /'
 check "the latch's line is inactive" 0 "$(latch)"
 
-if [ "$RUN" = reboot ]; then
+if [ "$RUN" = again ]; then
     pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1
     check "the journal of the killed machine opens" 0 $? "$(wc -l < /run/events.txt) lines"
     sed 's/^/    /' /run/events.txt
@@ -315,12 +316,14 @@ check "purge asks nothing" yes "$(came dpkg -P pawlatch < /dev/null)"
 check "purged: nothing of the door is left" "absent no no" "$(state) $(came [ -e /etc/pawlatch ]) $(came [ -n "$(ls -A /var/lib/pawlatch 2> /dev/null)" ])"
 }
 
-case ,$RUN, in
-,all,) sections="bad,1,6,2,panic,3,5" ;;
-,short,) sections="bad,1,6,2,3,5" ;;
-*) sections=$RUN ;;
-esac
-for section in ${sections//,/ }; do
+to_be_killed() {
+say "== 4: the machine is killed"
+start "to be killed with the machine"
+press 0.3; check "unlocked" yes "$(came wait_for 10 is 1)"
+say "ready to be killed"; sleep 600
+}
+
+for section in ${RUN//,/ }; do
     case $section in
     bad) bad_input ;;
     1) pictures ;;
@@ -331,10 +334,10 @@ for section in ${sections//,/ }; do
     6) bolt_and_button ;;
     panic) panics ;;
     package) package ;;
+    reboot) say "== $passed passed, $failed failed"; sync; to_be_killed ;;
     *) say "FAIL there is no section $section" ;;
     esac
 done
 say "== done: $passed passed, $failed failed"
 sync
-[ "$RUN" != all ] || { start "to be killed with the machine"; press 0.3; wait_for 10 is 1; say "ready to be killed, unlocked"; sleep 600; }
 systemctl poweroff --force --force

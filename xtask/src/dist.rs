@@ -75,15 +75,16 @@ pub struct DistArgs {
 /// `cargo xtask dist`.
 pub fn run(root: &Path, args: &DistArgs) -> Result<()> {
     let root = &root.canonicalize()?;
-    let machine = MACHINES
-        .iter()
-        .find(|machine| machine.target == args.target)
-        .with_context(|| format!("{} is not a machine of this project", args.target))?;
+    let machine = machine(&args.target)?;
     let epoch = commit_time(root)?;
-    let target_dir = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let target_dir = target_dir(root);
+    if !args.no_deb {
+        output(Command::new("cargo-deb").arg("--version"))
+            .context("cargo-deb is needed: cargo install --locked cargo-deb --version 3.8.0")?;
+    }
     let program = match &args.program {
         Some(program) => program.clone(),
-        None => build(root, &target_dir, machine, &epoch)?,
+        None => build(root, machine, "pawlatch/hardware")?,
     };
     let version = version(root)?;
     let out = root.join(&args.out).join(machine.deb);
@@ -115,13 +116,32 @@ pub fn run(root: &Path, args: &DistArgs) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program with real cameras and lines; gives its path.
-fn build(root: &Path, target_dir: &Path, machine: &Machine, epoch: &str) -> Result<PathBuf> {
+/// The program for `target`, with these features of the door besides its own, as it is handed out
+/// but not stripped. It stays where it is until the next build.
+pub fn program(root: &Path, target: &str, features: &str) -> Result<PathBuf> {
+    build(&root.canonicalize()?, machine(target)?, features)
+}
+
+fn machine(target: &str) -> Result<&'static Machine> {
+    MACHINES
+        .iter()
+        .find(|machine| machine.target == target)
+        .with_context(|| format!("{target} is not a machine of this project"))
+}
+
+fn target_dir(root: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from)
+}
+
+/// Builds the program with `features`; gives its path.
+fn build(root: &Path, machine: &Machine, features: &str) -> Result<PathBuf> {
     let mut command = super::cargo_command();
     command
         .args(["build", "--release", "--locked", "--package", "pawlatch"])
-        .args(["--features", "pawlatch/hardware", "--target", machine.target])
-        .env("SOURCE_DATE_EPOCH", epoch)
+        .args(["--features", features, "--target", machine.target])
+        // Libraries in C are built anew whenever it changes, and with them nearly all: so it is the
+        // packages that bear the commit's time, and the program none.
+        .env("SOURCE_DATE_EPOCH", "0")
         .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root)?)
         .current_dir(root);
@@ -134,7 +154,7 @@ fn build(root: &Path, target_dir: &Path, machine: &Machine, epoch: &str) -> Resu
         }
     }
     super::run(&mut command)?;
-    Ok(target_dir.join(machine.target).join("release/pawlatch"))
+    Ok(target_dir(root).join(machine.target).join("release/pawlatch"))
 }
 
 /// Takes the paths of this machine out of the program.
@@ -429,7 +449,6 @@ fn deb(root: &Path, out: &Path, target_dir: &Path, machine: &Machine, epoch: &st
         .env("CARGO_TARGET_DIR", target_dir)
         .current_dir(root.join("daemon"));
     super::run(&mut command)
-        .context("cargo-deb is needed: cargo install --locked cargo-deb --version 3.8.0")
 }
 
 fn sums(out: &Path) -> Result<()> {

@@ -9,9 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use image::imageops::FilterType;
+
+use crate::bench::replace_part;
+use crate::dist;
 
 /// Prove the door on an emulated board; writes docs/emulation.md.
 ///
@@ -29,18 +32,18 @@ pub struct Emulate {
     /// The program, built for that processor with the feature `hardware`; built if absent.
     #[arg(long)]
     program: Option<PathBuf>,
-    /// The same with the feature `ordeal`, whose threads panic when asked to; without it no
-    /// thread panics.
+    /// The same with the feature `ordeal` besides, whose threads panic when asked to; built if
+    /// absent and `panic` is to be proven.
     #[arg(long)]
     ordeal: Option<PathBuf>,
     /// The package, of `cargo xtask dist`; without it none is installed.
     #[arg(long)]
     deb: Option<PathBuf>,
-    /// Which proofs, such as `bad,1` or `package`; see the head of xtask/emulate/proof.sh. `all`
-    /// is everything in one machine, then its kill, its second start, and a Raspberry Pi. With
-    /// some of them the page is not written.
-    #[arg(long, default_value = "all")]
-    proofs: String,
+    /// Which proofs, in the order of xtask/emulate/proof.sh: `reboot` kills the machine and starts
+    /// it again, `pi` is a Raspberry Pi of its own. Without it all of them (`package` only with
+    /// --deb), and the page is written.
+    #[arg(long, value_delimiter = ',')]
+    proofs: Vec<String>,
     /// Use /dev/kvm (amd64 only). Quick, but an emulator that hangs there is no fault of the
     /// door's.
     #[arg(long)]
@@ -104,7 +107,26 @@ pub fn run(args: &Emulate, root: &Path) -> Result<()> {
     let dir = std::path::absolute(&args.dir)?;
     fs::create_dir_all(&dir)?;
     let absolute = |path: &Option<PathBuf>| path.as_ref().map(std::path::absolute).transpose();
-    let (ordeal, deb) = (absolute(&args.ordeal)?, absolute(&args.deb)?);
+    let deb = absolute(&args.deb)?;
+    let program = |given: &Option<PathBuf>, features: &str, name: &str| match given {
+        Some(program) => Ok(std::path::absolute(program)?),
+        None => {
+            let built = dir.join(name);
+            fs::copy(dist::program(root, args.arch.target(), features)?, &built)?;
+            Ok::<_, anyhow::Error>(built)
+        }
+    };
+    let shipped = program(&args.program, "pawlatch/hardware", "pawlatch")?;
+    let mut wanted: Vec<&str> = args.proofs.iter().map(String::as_str).collect();
+    if wanted.is_empty() {
+        wanted = vec!["bad", "1", "6", "2", "panic", "3", "5", "reboot"];
+        wanted.extend((args.arch == Arch::Arm64).then_some("pi"));
+        wanted.extend(deb.is_some().then_some("package"));
+    }
+    let ordeal = wanted
+        .contains(&"panic")
+        .then(|| program(&args.ordeal, "pawlatch/hardware,pawlatch/ordeal", "ordeal"))
+        .transpose()?;
     let script = |name: &str, arguments: &[&Path]| -> Result<()> {
         let status = Command::new("bash")
             .arg(root.join("xtask/emulate").join(name))
@@ -119,41 +141,35 @@ pub fn run(args: &Emulate, root: &Path) -> Result<()> {
         Ok(())
     };
     script("prepare.sh", &[])?;
-    let program = match &args.program {
-        Some(program) => std::path::absolute(program)?,
-        None => build(root, args.arch)?,
-    };
     let frames = dir.join("frames");
     make_frames(&root.join("../shared/data"), &frames)?;
     let _ = fs::remove_file(dir.join("guest").join(args.arch.name()).join("disk.img"));
-    script("guest.sh", &[&program, &frames])?;
+    script("guest.sh", &[&shipped, &frames])?;
     let start = |proofs: &str, until| boot(&dir, args.arch, args.kvm, proofs, until);
-    if args.proofs != "all" {
-        let report = start(&args.proofs, None)?;
+    // Those that need a machine of their own.
+    let (alone, together): (Vec<&str>, Vec<&str>) =
+        wanted.iter().partition(|proof| matches!(**proof, "pi" | "package"));
+    let mut report = String::new();
+    if together.contains(&"reboot") {
+        report.push_str(&start(&together.join(","), Some("ready to be killed"))?);
+        report.push_str(&start("again", None)?);
+    } else if !together.is_empty() {
+        report.push_str(&start(&together.join(","), None)?);
+    }
+    for proof in alone {
+        report.push_str(&start(proof, None)?);
+    }
+    if !args.proofs.is_empty() {
         ensure!(!report.contains("] FAIL "), "a proof failed");
         return Ok(());
     }
-    let mut report = start("all", Some("ready to be killed"))?;
-    report.push_str(&start("reboot", None)?);
-    if args.arch == Arch::Arm64 {
-        report.push_str(&start("pi", None)?);
-    }
-    if deb.is_some() {
-        report.push_str(&start("package", None)?);
-    }
     let failed = report.lines().filter(|line| line.contains("] FAIL ")).count();
-    fs::write(root.join("docs/emulation.md"), document(args.arch, &report))?;
+    let path = root.join("docs/emulation.md");
+    let mut page = fs::read_to_string(&path)?;
+    replace_part(&mut page, "proofs", &proofs(args.arch, &report))?;
+    fs::write(path, page)?;
     ensure!(failed == 0, "{failed} proofs failed; docs/emulation.md says which");
     Ok(())
-}
-
-/// The program as it is shipped. `RUSTC`, linker and bindgen variables come from the environment.
-fn build(root: &Path, arch: Arch) -> Result<PathBuf> {
-    let target = arch.target();
-    let args = ["build", "--release", "--package", "pawlatch", "--features", "hardware"];
-    crate::cargo(root, args.into_iter().chain(["--target", target]))?;
-    let dir = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    Ok(dir.join(target).join("release/pawlatch"))
 }
 
 /// Writes the camera's pictures: YUYV, BT.601 with limited range.
@@ -294,10 +310,15 @@ fn boot(dir: &Path, arch: Arch, kvm: bool, proofs: &str, until: Option<&str>) ->
         while !line.ends_with('\n') {
             if reader.read_line(&mut line)? == 0 {
                 if machine.0.try_wait()?.is_some() {
+                    if !told.contains("== done") {
+                        told.push_str("[- s] FAIL the machine ended before its proofs\n");
+                    }
                     return Ok(told);
                 }
                 if started.elapsed() > GUEST_LIMIT {
-                    bail!("the guest did not end; its console is {}", console.display());
+                    let console = console.display();
+                    writeln!(told, "[- s] FAIL the guest did not end; its console is {console}")?;
+                    return Ok(told);
                 }
                 thread::sleep(Duration::from_millis(100));
             }
@@ -326,19 +347,11 @@ impl Drop for Machine {
     }
 }
 
-fn document(arch: Arch, report: &str) -> String {
+/// What the page says of a run.
+fn proofs(arch: Arch, report: &str) -> String {
     let count = |word: &str| report.lines().filter(|line| line.contains(word)).count();
     format!(
-        "# On an emulated board\n\n\
-         Written by `cargo xtask emulate --arch {}`, which boots a machine of that kind in qemu \
-         with Debian's kernel and systemd, the program built with `--features hardware`, and the \
-         shipped units. Lines are those of `gpio-sim`, read \
-         back in sysfs by a logic analyser of 4 ms; the camera is `v4l2loopback` fed with \
-         photographs of ../shared/data, and `vivid`. What is in the guest: `xtask/emulate/`.\n\n\
-         Two things differ from a board: durations for pictures and the watchdog are longer \
-         (`xtask/emulate/pawlatch.toml`, `guest.sh`), because an emulated processor takes seconds \
-         for a picture; and latencies are those of the emulator.\n\n\
-         {} proofs hold, {} do not.\n\n```\n{report}```\n",
+        "`cargo xtask emulate --arch {}`: {} proofs hold, {} do not.\n\n```\n{report}```\n",
         arch.name(),
         count("] PASS "),
         count("] FAIL ")

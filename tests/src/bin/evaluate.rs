@@ -9,7 +9,8 @@ use std::{env, fs};
 
 use pawlatch::models::{InUse, ModelsDir};
 use pawlatch_core::frame::Frame;
-use pawlatch_core::sight::Class;
+use pawlatch_core::sight::{Class, Sighting};
+use pawlatch_core::track::{TrackSettings, speaks_for_a_person};
 use pawlatch_core::units::{Rect, Score, Uptime};
 use pawlatch_core::vision::{Precision, Vision};
 use pawlatch_tests::perception::{Answer, Measured};
@@ -120,9 +121,13 @@ fn classify(data: &Path, vision: &mut Vision) -> Result<(Vec<Labelled>, Vec<Answ
         });
         // Of a source with a subset per species, one row.
         let subset = subset.split(':').next().unwrap_or_default().to_owned();
-        labelled.push(Labelled { subset, truth, picture, crop });
+        labelled.push(Labelled { subset, truth, picture, crop, person: person_in(&seen) });
     }
     Ok((labelled, answers))
+}
+
+fn person_in(seen: &[Sighting]) -> bool {
+    seen.iter().any(|sighting| speaks_for_a_person(sighting, &TrackSettings::default()))
 }
 
 #[derive(Deserialize)]
@@ -202,6 +207,7 @@ fn detect(
             exhaustive: image.exhaustive_for.iter().map(|n| coco_class(n)).collect(),
             truths: truths.collect(),
             found: vision.inventory(&frame, Score::clamped(REPORTED))?,
+            person: person_in(&vision.look(&frame, Rect::WHOLE, &mut |_| ())?),
         });
     }
     Ok(all)
