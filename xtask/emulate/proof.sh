@@ -31,7 +31,8 @@ feeder() { # start the camera's pictures
 press() { echo pull-down > /run/lines/sim_gpio27/pull; sleep "$1"; echo pull-up > /run/lines/sim_gpio27/pull; }
 beam() { echo "pull-$1" > /run/lines/sim_gpio23/pull; }
 in_service() { said "in service" || said "the fault is gone"; }
-start() { mark; systemctl reset-failed pawlatch; systemctl start pawlatch; check "$1: the door is in service" yes "$(came wait_for 300 said 'in service')"; }
+# Here the door is ended more often than the ladder of starts allows: it is told to forget that.
+start() { mark; setpriv --reuid=pawlatch --regid=pawlatch --init-groups pawlatch --config /etc/pawlatch/pawlatch.toml update retry > /dev/null 2>&1; systemctl reset-failed pawlatch; systemctl start pawlatch; check "$1: the door is in service" yes "$(came wait_for 300 said 'in service')"; }
 # The light: what red, green and blue did in the last seconds, as the logic analyser saw it.
 lit() { awk -v now="$(ms)" -v name="$1" '$2 == name && $1 > now - 6000 && $3 == 1 { n++ } END { print n + 0 }' /run/lines.log; }
 

@@ -208,7 +208,9 @@ fn boot(dir: &Path, card: &Path, after: Option<Duration>) -> Result<Boot> {
             }
             thread::sleep(Duration::from_millis(20));
         }
+        // A prompt for a login may stand before it.
         let text = line.trim_end();
+        let text = text.find("cuts: ").map_or(text, |at| &text[at..]);
         let number = |prefix: &str| -> Option<f64> {
             text.strip_prefix(prefix)?.split_whitespace().next()?.parse().ok()
         };

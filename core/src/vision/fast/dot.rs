@@ -39,9 +39,10 @@ impl Dot {
         has.then_some(Self(isa))
     }
 
-    /// Whether it was measured to be faster than floats on a CPU that has this and nothing better.
+    /// Whether it was measured to be faster than floats on a CPU that has this and nothing better:
+    /// not on an Arm, none having been at hand.
     pub fn pays(self) -> bool {
-        self.0.name() == "avx2"
+        matches!(self.0.name(), "avx2" | "avx512")
     }
 
     /// The instruction set.
