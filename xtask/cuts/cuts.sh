@@ -6,9 +6,9 @@ config=/etc/pawlatch/pawlatch.toml
 up() { cut -d' ' -f1 /proc/uptime; }
 have() { pawlatch events list --all --json --limit 100000 --config $config 2>/dev/null | wc -l; }
 press() { # SECONDS; the file is replaced whole, since the door may be reading it
-    echo 0 >/run/buttons/new && mv /run/buttons/new /run/buttons/GPIO27
+    echo 0 >/run/buttons/new && mv /run/buttons/new /run/buttons/27
     sleep "$1"
-    echo 1 >/run/buttons/new && mv /run/buttons/new /run/buttons/GPIO27
+    echo 1 >/run/buttons/new && mv /run/buttons/new /run/buttons/27
 }
 echo "cuts: up $(up) s"
 echo "cuts: lock $(systemctl show -P Result -P ActiveState pawlatch-lock | tr '\n' ' ')"

@@ -84,5 +84,6 @@ if [ ! -d "$D" ]; then
     mkdir -p "$D/partial"
     apt-get -q -c "$G" -y --no-install-recommends --download-only -o Dir::Cache::archives="$D" \
         install systemd-sysv systemd udev kmod bash coreutils util-linux mount libc-bin \
-        base-files base-passwd login grep sed gawk procps findutils v4l-utils libstdc++6
+        base-files base-passwd login grep sed gawk procps findutils diffutils init-system-helpers \
+        v4l-utils libstdc++6
 fi

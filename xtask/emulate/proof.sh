@@ -73,9 +73,10 @@ journalctl -u pawlatch-lock --no-pager -o cat | tail -3 | sed 's/^/    /'
 check "the latch's line is inactive" 0 "$(latch)"
 
 if [ "$RUN" = again ]; then
-    pawlatch --config /etc/pawlatch/pawlatch.toml events list > /run/events.txt 2>&1
-    check "the journal of the killed machine opens" 0 $? "$(wc -l < /run/events.txt) lines"
-    sed 's/^/    /' /run/events.txt
+    pawlatch --config /etc/pawlatch/pawlatch.toml events list --all > /run/events.txt 2>&1
+    check "the journal of the killed machine opens" 0 $?
+    check "and holds that it was unlocked" yes "$(came grep -q 'unlocked' /run/events.txt)" "$(wc -l < /run/events.txt) lines"
+    tail -5 /run/events.txt | sed 's/^/    /'
     start "after the kill"
     check "the latch's line was never active" 0 "$(awk '$2 == "latch" && $3 == 1' /run/lines.log | wc -l)"
     say "== done: $passed passed, $failed failed"; sync; systemctl poweroff --force --force; exit
@@ -283,7 +284,7 @@ rm -rf /usr/bin/pawlatch /usr/share/pawlatch /etc/pawlatch /usr/lib/systemd/syst
     /usr/lib/tmpfiles.d/pawlatch.conf /usr/lib/udev/rules.d/60-pawlatch.rules
 systemctl daemon-reload
 state() { dpkg-query -W -f '${db:Status-Status} ${Version}' pawlatch 2> /dev/null || echo absent; }
-installs() { dpkg --force-confdef --force-confold -i "$1" > /run/dpkg.txt 2>&1 < /dev/null; local rc=$?; sed 's/^/    /' /run/dpkg.txt; return $rc; }
+installs() { dpkg --force-confdef --force-confold -i "$1" > /run/dpkg.txt 2>&1 < /dev/null; }
 cd /usr/share/door; old=$(dpkg-deb -f pawlatch.deb Version) new=$(dpkg-deb -f newer.deb Version)
 check "install" "yes" "$(came installs pawlatch.deb)"
 check "installed" "installed $old" "$(state)"
@@ -306,14 +307,14 @@ mark; check "downgrade" "yes" "$(came installs pawlatch.deb)"
 check "downgraded" "installed $old" "$(state)"
 check "downgrade: started again" yes "$(came wait_for 300 said 'in service')"
 events=$(ls -A /var/lib/pawlatch/journal | wc -l)
-check "remove" yes "$(came dpkg -r pawlatch)"
+check "remove" yes "$(came bash -c 'dpkg -r pawlatch > /run/dpkg.txt 2>&1')"
 check "removed: configuration stays" "config-files $old" "$(state)"
 check "removed: no program, no service, locked" "no inactive 0" "$(came [ -e /usr/bin/pawlatch ]) $(systemctl is-active pawlatch) $(latch)"
 check "removed: events stay" "$events" "$(ls -A /var/lib/pawlatch/journal | wc -l)"
 check "install after a removal" "yes" "$(came installs pawlatch.deb)"
 check "its configuration is the owner's again" "$before" "$(sha256sum < /etc/pawlatch/pawlatch.toml)"
 check "and it is enabled again" enabled "$(systemctl is-enabled pawlatch)"
-check "purge asks nothing" yes "$(came dpkg -P pawlatch < /dev/null)"
+check "purge asks nothing" yes "$(came bash -c 'dpkg -P pawlatch > /run/dpkg.txt 2>&1 < /dev/null')"
 check "purged: nothing of the door is left" "absent no no" "$(state) $(came [ -e /etc/pawlatch ]) $(came [ -n "$(ls -A /var/lib/pawlatch 2> /dev/null)" ])"
 }
 

@@ -42,6 +42,8 @@ pub fn run(common: &Common) -> Result<Outcome> {
             Ok(lines) => lines.iter().try_for_each(|line| say(line))?,
             Err(error) => fault(&error),
         }
+    } else {
+        say("note no camera: the door starts once `camera.source` names one")?;
     }
     for found in check_lines(&config) {
         match found {

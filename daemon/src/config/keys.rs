@@ -224,7 +224,8 @@ section! {
         /// Which board: `rppal` (a Raspberry Pi up to 4), `gpiocdev` (any Linux), `auto` (the
         /// first of these that is there), or `simulated`.
         board: String = "auto".to_owned(),
-        /// `simulated`: directory with one file per line, `0` or `1`. Empty: kept in memory.
+        /// `simulated`: directory with one file per line, named `17` for GPIO17 and holding `0` or
+        /// `1`. Empty: kept in memory.
         simulated_dir: String = String::new(),
     }
 }
