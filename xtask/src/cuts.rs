@@ -66,7 +66,10 @@ pub fn run(root: &Path, args: &CutsArgs) -> Result<()> {
     found.push(last);
     let list = |of: fn(&Boot) -> f64| -> Vec<f64> { found.iter().map(of).collect() };
     let result = json!({
-        "command": "cargo xtask cuts",
+        "command": format!(
+            "cargo xtask cuts --cuts {} --seed {} --within {}",
+            args.cuts, args.seed, args.within
+        ),
         "what": "the image's kernel, initrd and partitions in qemu (virt, TCG); qemu killed while \
                  events are written; every event that another process had read is there at the \
                  next start",
