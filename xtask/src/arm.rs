@@ -1,6 +1,5 @@
 //! `cargo xtask arm`: the door decides alike on x86-64 and on aarch64.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +23,7 @@ pub fn run(
     here: Option<PathBuf>,
     wanted: &[String],
 ) -> Result<()> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let target = super::target_dir(root);
     let here = released(root, &target, here)?;
     let arm = built(root, &target, program)?;
     let clips = root.join("../shared/data/clips");

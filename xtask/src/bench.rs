@@ -35,7 +35,7 @@ pub fn released(root: &Path, target: &Path, program: Option<PathBuf>) -> Result<
 
 /// Measures and writes `docs/performance.json`, `.svg` and the tables in `performance.md`.
 pub fn run(root: &Path, frames: u32, program: Option<PathBuf>) -> Result<()> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let target = super::target_dir(root);
     let program = released(root, &target, program)?;
     let python = venv(&target)?;
     let script = target.join("ort.py");

@@ -1,6 +1,5 @@
 //! `cargo xtask count`: what our networks and plain tract execute on aarch64. Counts, not times.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +13,7 @@ use crate::bench::{name_of, networks_in, output, replace_part, text};
 /// Counts for every network and writes `docs/instructions.json` and the table in
 /// `performance.md`.
 pub fn run(root: &Path, program: Option<PathBuf>, qemu: &Path, wanted: &[String]) -> Result<()> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let target = super::target_dir(root);
     let program = built(root, &target, program)?;
     let (source, plugin) = (target.join("count.c"), target.join("count.so"));
     fs::write(&source, include_str!("count.c"))?;

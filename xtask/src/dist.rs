@@ -77,7 +77,7 @@ pub fn run(root: &Path, args: &DistArgs) -> Result<()> {
     let root = &root.canonicalize()?;
     let machine = machine(&args.target)?;
     let epoch = commit_time(root)?;
-    let target_dir = target_dir(root);
+    let target_dir = super::target_dir(root);
     if !args.no_deb {
         output(Command::new("cargo-deb").arg("--version"))
             .context("cargo-deb is needed: cargo install --locked cargo-deb --version 3.8.0")?;
@@ -129,10 +129,6 @@ fn machine(target: &str) -> Result<&'static Machine> {
         .with_context(|| format!("{target} is not a machine of this project"))
 }
 
-fn target_dir(root: &Path) -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from)
-}
-
 /// Builds the program with `features`; gives its path.
 fn build(root: &Path, machine: &Machine, features: &str) -> Result<PathBuf> {
     let mut command = super::cargo_command();
@@ -154,7 +150,7 @@ fn build(root: &Path, machine: &Machine, features: &str) -> Result<PathBuf> {
         }
     }
     super::run(&mut command)?;
-    Ok(target_dir(root).join(machine.target).join("release/pawlatch"))
+    Ok(super::target_dir(root).join(machine.target).join("release/pawlatch"))
 }
 
 /// Takes the paths of this machine out of the program.

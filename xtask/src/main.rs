@@ -160,7 +160,7 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 
 fn fuzz(root: &Path, seconds: u32, whole: bool) -> Result<()> {
     let fuzz = root.join("fuzz");
-    let mut target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    let mut target = target_dir(root);
     let mut build = cargo_command();
     build.args(["build", "--package", "pawlatch-fuzz"]).current_dir(root);
     if whole {
@@ -197,6 +197,11 @@ fn fuzz(root: &Path, seconds: u32, whole: bool) -> Result<()> {
 
 fn cargo<'a>(root: &Path, args: impl IntoIterator<Item = &'a str>) -> Result<()> {
     run(cargo_command().args(args).current_dir(root))
+}
+
+/// Where Cargo puts what it builds.
+fn target_dir(root: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from)
 }
 
 fn cargo_command() -> Command {
