@@ -473,6 +473,17 @@ mod tests {
     }
 
     #[test]
+    fn a_sighting_speaks_for_a_person_when_the_networks_see_one_and_not_for_a_pet() {
+        let speaks = |class, detector| {
+            speaks_for_a_person(&sighting(class, detector), &TrackSettings::default())
+        };
+        assert!(speaks(Class::Person, Class::Person));
+        for pet in [Class::Dog, Class::Cat, Class::Other] {
+            assert!(!speaks(pet, pet), "{pet:?}");
+        }
+    }
+
+    #[test]
     fn one_frame_never_decides_and_a_steady_dog_does_within_half_a_second() {
         let accept = TrackSettings::default().budget.accept();
         let dogs =

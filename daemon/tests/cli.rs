@@ -160,6 +160,7 @@ fn check_passes_what_is_sound_and_tells_every_fault() {
     fs::write(&config, "[door]\nopen_for_ms = 6000\n").unwrap();
     let out = ok(&["check", "--config", path(&config)]);
     assert!(stdout(&out).contains("pet_classifier"));
+    assert!(stdout(&out).contains("note no camera"), "{}", stdout(&out));
     for (text, told) in [
         ("[door]\nopen_for = 6000\n", "open_for_ms"),
         ("[door]\nopen_for_ms = \"6 s\"\n", "open_for_ms"),
