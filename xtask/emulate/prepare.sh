@@ -4,7 +4,7 @@
 # packages are only unpacked, the machine's own package state is not touched.
 #
 # Needs (Debian): gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-system-arm kmod cpio make bc
-# flex bison e2fsprogs
+# flex bison e2fsprogs xz-utils
 set -euo pipefail
 CROSS=${CROSS:?a directory to work in}
 ARCH=${ARCH:-arm64} SUITE=bookworm

@@ -23,13 +23,15 @@ said() { journalctl -u pawlatch --no-pager -o cat --since "@$MARK" 2> /dev/null 
 mark() { sleep 1.1; MARK=$(date +%s); }
 last() { journalctl -u pawlatch --no-pager -o cat --since "@$MARK" | tail -"${1:-6}" | cut -c1-180; }
 scene() { ln -sfn "/usr/share/frames/$1.yuyv" /run/scene.new; mv -T /run/scene.new /run/scene; }
-feeder() { # start the camera's pictures
-    setsid sim feed /dev/video0 640 480 5 /run/scene < /dev/null > /run/feeder.log 2>&1 &
+feeder() { # [RATE]: start the camera's pictures
+    setsid sim feed /dev/video0 640 480 "${1:-5}" /run/scene < /dev/null > /run/feeder.log 2>&1 &
     FEEDER=$!
     sleep 1
 }
 press() { echo pull-down > /run/lines/sim_gpio27/pull; sleep "$1"; echo pull-up > /run/lines/sim_gpio27/pull; }
+unlocked() { press 0.3; check "$1: unlocked" yes "$(came wait_for 10 is 1)"; }
 beam() { echo "pull-$1" > /run/lines/sim_gpio23/pull; }
+ended() { ! grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
 in_service() { said "in service" || said "the fault is gone"; }
 # Here the door is ended more often than the ladder of starts allows: it is told to forget that.
 start() { mark; setpriv --reuid=pawlatch --regid=pawlatch --init-groups pawlatch --config /etc/pawlatch/pawlatch.toml update retry > /dev/null 2>&1; systemctl reset-failed pawlatch; systemctl start pawlatch; check "$1: the door is in service" yes "$(came wait_for 300 said 'in service')"; }
@@ -99,6 +101,9 @@ also "a format the camera does not have" "no format nv12"
 refuses "two things on one line" "another line" PAWLATCH__PANEL__BEAM_LINE=GPIO17
 refuses "a rate the camera does not have" "no rate 60" \
     "PAWLATCH__CAMERA__SOURCE=v4l2:/dev/video0?rate=60"
+kill $FEEDER; feeder 1
+refuses "a camera of one frame a second" "frames a second and the door needs" PAWLATCH__DOOR__FRESH_FOR_MS=1000
+kill $FEEDER; feeder
 told=$(setpriv --reuid=65534 --regid=65534 --clear-groups pawlatch check --config /etc/pawlatch/pawlatch.toml 2>&1 > /dev/null | tr '\n' ' ')
 check "without permission it says so" yes "$(came grep -qiE 'may not be opened|cannot read' <<< "$told")" "${told:0:160}"
 pawlatch camera test v4l2:/dev/video0 --seconds 3 > /run/camera-test.txt; check "camera test measures the camera" 0 $?
@@ -133,6 +138,10 @@ beam down; sleep 1; scene empty; sleep 1; beam up
 check "passage beam: relocks when the passage is clear" yes "$(came wait_for 20 is 0)"
 check "and says so" yes "$(came wait_for 10 said 'the passage is clear again')"
 last 6 | sed 's/^/    /'
+pawlatch --config /etc/pawlatch/pawlatch.toml events list --all --limit 500 > /run/events.txt
+for words in "kept shut: cat" "unlocked for the dog" "locking: the passage is clear again"; do
+    check "the door's journal says as much: $words" yes "$(came grep -q "$words" /run/events.txt)"
+done
 scene dog; mark
 check "dog again" yes "$(came wait_for 900 is 1)"
 check "nobody comes: inactive again" yes "$(came wait_for 60 is 0)"
@@ -163,12 +172,12 @@ mark; press 2; check "and back to the rules" yes "$(came wait_for 10 said 'back 
 process_ends() {
 say "== 2: the process ends"
 systemctl stop pawlatch; start "before the kill"
-press 0.3; wait_for 10 is 1; pid=$(systemctl show -P MainPID pawlatch); t0=$(ms); mark
-kill -KILL "$pid"
-check "SIGKILL while unlocked: inactive" yes "$(came wait_for 10 is 0)" "after $(($(ms) - t0)) ms"
+unlocked "before the kill"; pid=$(systemctl show -P MainPID pawlatch); mark; t0=$(ms)
+kill -KILL "$pid"; wait_for 10 ended "$pid"; t1=$(ms)
+check "SIGKILL while unlocked: inactive" yes "$(came wait_for 2 is 0)" "$(($(ms) - t1)) ms after the process's end, $(($(ms) - t0)) ms after the signal"
 check "SIGKILL: ExecStopPost has locked" yes "$(came wait_for 10 said '^locked$')"
 check "SIGKILL: started again" yes "$(came wait_for 300 said 'in service')"
-press 0.3; wait_for 10 is 1; pid=$(systemctl show -P MainPID pawlatch); t0=$(ms); mark
+unlocked "before it is stopped"; pid=$(systemctl show -P MainPID pawlatch); mark; t0=$(ms)
 kill -STOP "$pid"
 check "SIGSTOP while unlocked: inactive when the watchdog has ended it" yes "$(came wait_for 60 is 0)" "after $(($(ms) - t0)) ms, watchdog 20 s"
 check "SIGSTOP: started again" yes "$(came wait_for 300 said 'in service')"
@@ -187,11 +196,9 @@ if ! [ -x /usr/lib/door/pawlatch-ordeal ]; then say "    not in this guest"; ret
 mkdir -p /run/systemd/system/pawlatch.service.d
 printf '[Service]\nExecStart=\nExecStart=/usr/lib/door/pawlatch-ordeal boot --config /etc/pawlatch/pawlatch.toml\n' > /run/systemd/system/pawlatch.service.d/ordeal.conf
 systemctl daemon-reload; systemctl stop pawlatch; start "before the panics"
-gone() { ! [ -d "/proc/$1" ]; }
 for thread in control perception capture latch panel journal; do
-    press 0.3; wait_for 20 is 1 || say "    it did not unlock"
-    pid=$(systemctl show -P MainPID pawlatch); mark; touch "/run/pawlatch/panic-$thread"
-    check "a panic in the $thread thread ends the process" yes "$(came wait_for 60 gone "$pid")"
+    unlocked "before a panic in $thread"; pid=$(systemctl show -P MainPID pawlatch); mark; touch "/run/pawlatch/panic-$thread"
+    check "a panic in the $thread thread ends the process" yes "$(came wait_for 60 ended "$pid")"
     t0=$(ms)
     check "panic in $thread: inactive" yes "$(came wait_for 2 is 0)" "$(($(ms) - t0)) ms after the process's end"
     check "panic in $thread: started again" yes "$(came wait_for 300 said 'in service')"
@@ -320,7 +327,7 @@ check "purged: nothing of the door is left" "absent no no" "$(state) $(came [ -e
 to_be_killed() {
 say "== 4: the machine is killed"
 start "to be killed with the machine"
-press 0.3; check "unlocked" yes "$(came wait_for 10 is 1)"
+unlocked "before the machine is killed"
 say "ready to be killed"; sleep 600
 }
 
