@@ -139,51 +139,65 @@ fn build(root: &Path, machine: &Machine, features: &str) -> Result<PathBuf> {
         // packages that bear the commit's time, and the program none.
         .env("SOURCE_DATE_EPOCH", "0")
         .env("CARGO_INCREMENTAL", "0")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root)?)
         .current_dir(root);
-    if machine.target != env!("HOST") {
-        for (name, value) in cross_environment(machine) {
-            // Whoever has set one knows better.
-            if env::var_os(&name).is_none() {
-                command.env(name, value);
-            }
+    let places = places(root)?;
+    command.env("CARGO_ENCODED_RUSTFLAGS", renamed(&places, "--remap-path-prefix").join("\x1f"));
+    for (name, value) in environment(machine, &places) {
+        // Whoever has set one knows better.
+        if env::var_os(&name).is_none() {
+            command.env(name, value);
         }
     }
     super::run(&mut command)?;
     Ok(super::target_dir(root).join(machine.target).join("release/pawlatch"))
 }
 
-/// Takes the paths of this machine out of the program.
-fn rustflags(root: &Path) -> Result<String> {
+/// Where on this machine the program's sources are, and what they are called in the program; of
+/// two that fit, the later counts.
+fn places(root: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
         .context("neither CARGO_HOME nor HOME is set")?;
-    let registry = home.join("registry/src");
-    let mut flags = vec![format!("--remap-path-prefix={}=/pawlatch", root.display())];
+    let mut places = vec![(root.to_owned(), "/pawlatch")];
     // The directory of an index is named after its address, which differs from machine to machine.
-    for index in fs::read_dir(&registry).into_iter().flatten() {
-        flags.push(format!("--remap-path-prefix={}=/deps", index?.path().display()));
+    for index in fs::read_dir(home.join("registry/src")).into_iter().flatten() {
+        places.push((index?.path(), "/deps"));
     }
-    Ok(flags.join("\x1f"))
+    places.push((root.join(super::target_dir(root)), "/made"));
+    Ok(places)
 }
 
-/// What Cargo, cc and bindgen must know to build with Debian's cross tools.
-fn cross_environment(machine: &Machine) -> Vec<(String, String)> {
-    let upper = machine.target.replace('-', "_").to_uppercase();
+/// The options that make a compiler write those names.
+fn renamed(places: &[(PathBuf, &str)], option: &str) -> Vec<String> {
+    places.iter().map(|(path, name)| format!("{option}={}={name}", path.display())).collect()
+}
+
+/// What Cargo, cc and bindgen must know: what C calls the sources, and Debian's cross tools.
+fn environment(machine: &Machine, places: &[(PathBuf, &str)]) -> Vec<(String, String)> {
     let lower = machine.target.replace('-', "_");
-    let tool = |name: &str| format!("{}{name}", machine.tools);
-    let include = format!("/usr/{}/include", machine.tools.trim_end_matches('-'));
-    vec![
-        (format!("CARGO_TARGET_{upper}_LINKER"), tool("gcc")),
-        (format!("CC_{lower}"), tool("gcc")),
-        (format!("CXX_{lower}"), tool("g++")),
-        (format!("AR_{lower}"), tool("ar")),
-        (
-            format!("BINDGEN_EXTRA_CLANG_ARGS_{lower}"),
-            format!("--target={} -I{include}", machine.tools.trim_end_matches('-')),
-        ),
-    ]
+    let upper = lower.to_uppercase();
+    let flags = format!("'{}'", renamed(places, "-ffile-prefix-map").join("' '"));
+    let mut variables = vec![
+        ("CC_SHELL_ESCAPED_FLAGS".to_owned(), "1".to_owned()),
+        (format!("CFLAGS_{lower}"), flags.clone()),
+        (format!("CXXFLAGS_{lower}"), flags),
+    ];
+    if machine.target != env!("HOST") {
+        let tool = |name: &str| format!("{}{name}", machine.tools);
+        let system = machine.tools.trim_end_matches('-');
+        variables.extend([
+            (format!("CARGO_TARGET_{upper}_LINKER"), tool("gcc")),
+            (format!("CC_{lower}"), tool("gcc")),
+            (format!("CXX_{lower}"), tool("g++")),
+            (format!("AR_{lower}"), tool("ar")),
+            (
+                format!("BINDGEN_EXTRA_CLANG_ARGS_{lower}"),
+                format!("--target={system} -I/usr/{system}/include"),
+            ),
+        ]);
+    }
+    variables
 }
 
 /// Splits the symbols off, which stay here for whoever reads a backtrace; gives the stripped
