@@ -154,6 +154,29 @@ fn models_that_are_not_what_they_should_be_are_refused() {
 }
 
 #[test]
+fn the_manual_page_knows_every_command() {
+    let page =
+        fs::read_to_string(models_dir().with_file_name("deploy").join("pawlatch.1")).unwrap();
+    let told: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Cm "))
+        .flat_map(|line| line.split(" , "))
+        .collect();
+    let help = stdout(&ok(&["--help"]));
+    let (_, rest) = help.split_once("Commands:\n").unwrap();
+    let (list, _) = rest.split_once("\n\n").unwrap();
+    let named = |line: &'_ str| line.strip_prefix("  ").is_some_and(|rest| !rest.starts_with(' '));
+    let mut commands: Vec<&str> =
+        list.lines().filter(|l| named(l)).filter_map(|l| l.split_whitespace().next()).collect();
+    commands.retain(|command| *command != "help");
+    let sorted = |mut names: Vec<&str>| {
+        names.sort_unstable();
+        names.join(" ")
+    };
+    assert_eq!(sorted(told), sorted(commands));
+}
+
+#[test]
 fn check_passes_what_is_sound_and_tells_every_fault() {
     let dir = TempDir::new().unwrap();
     let config = dir.path().join("pawlatch.toml");

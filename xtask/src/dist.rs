@@ -102,6 +102,7 @@ pub fn run(root: &Path, args: &DistArgs) -> Result<()> {
     fs::write(made.join("sbom.cdx.json"), sbom(&packages, &version, machine)?)?;
     gzip(&made.join("THIRD-PARTY.gz"), licences(&packages)?.as_bytes())?;
     gzip(&made.join("changelog.gz"), changelog(&version, &epoch)?.as_bytes())?;
+    gzip(&made.join("pawlatch.1.gz"), &fs::read(root.join("deploy/pawlatch.1"))?)?;
     for name in ["sbom.cdx.json", "THIRD-PARTY.gz"] {
         fs::copy(made.join(name), out.join(name))?;
     }
@@ -380,6 +381,7 @@ fn tarball(
         ("systemd", "systemd"),
         ("deploy/debian/pawlatch.toml", "pawlatch.toml"),
         ("deploy/pawlatch.toml", "share/doc/pawlatch/pawlatch.toml"),
+        ("deploy/pawlatch.1", "share/man/man1/pawlatch.1"),
         ("deploy/install.sh", "install.sh"),
         ("docs", "share/doc/pawlatch/docs"),
         ("README.md", "share/doc/pawlatch/README.md"),
