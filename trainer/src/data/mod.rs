@@ -79,6 +79,13 @@ pub struct Scene {
     pub split: Split,
 }
 
+impl Scene {
+    /// Whether something of this class is boxed in it.
+    pub fn shows(&self, class: &str) -> bool {
+        self.boxes.iter().any(|b| b.label == class)
+    }
+}
+
 /// A checked dataset, as `dataset build` writes it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Dataset {

@@ -226,7 +226,7 @@ fn judged(known: Known, said: &[Vec<(Class, f32, Rect)>], mut scene: Scene) -> O
     }
     let found = match known {
         Known::Label(Class::Nothing) | Known::Boxes => true,
-        Known::Label(label) => scene.boxes.iter().any(|b| b.label == label.name()),
+        Known::Label(label) => scene.shows(label.name()),
     };
     found.then_some(scene)
 }

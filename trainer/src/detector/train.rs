@@ -207,39 +207,48 @@ pub fn best(history: &[Vec<Epoch>]) -> (f32, f32) {
     best.map_or((f32::NAN, 0.0), |e| (e.validation_loss, e.accuracy))
 }
 
-/// Leaves out a random choice of the pictures of sources that have too many.
+/// Leaves out pictures of sources that have too many: a random choice, but first those that show no
+/// rare class, since what is rare is repeated.
 fn limit(scenes: &mut Vec<&Scene>, plan: &Plan) {
-    let mut by_source: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+    let wanted = wanted(scenes, plan);
+    let mut by_source: BTreeMap<&str, Vec<(bool, &Path)>> = BTreeMap::new();
     for scene in scenes.iter() {
-        by_source.entry(&scene.source).or_default().push(&scene.file);
+        let common = repeats(scene, plan, &wanted) <= 1.0;
+        by_source.entry(&scene.source).or_default().push((common, &scene.file));
     }
     let mut kept = BTreeSet::new();
     let mut rng = StdRng::seed_from_u64(plan.seen.seed);
     for mut files in by_source.into_values() {
         files.shuffle(&mut rng);
-        kept.extend(files.into_iter().take(plan.most_per_source));
+        files.sort_by_key(|(common, _)| *common);
+        kept.extend(files.into_iter().take(plan.most_per_source).map(|(_, file)| file));
     }
     scenes.retain(|s| kept.contains(s.file.as_path()));
 }
 
-/// Numbers of the scenes of one epoch: those with a rare class come several times, as many as
-/// would give it its fair share (as Gupta et al. 2019, without the square root).
+/// For each class how often its pictures are to be seen in an epoch: as often as would give it its
+/// fair share (as Gupta et al. 2019, without the square root).
+fn wanted(scenes: &[&Scene], plan: &Plan) -> Vec<f32> {
+    let share = |class: &String| {
+        scenes.iter().filter(|s| s.shows(class)).count() as f32 / scenes.len() as f32
+    };
+    let times = |class| (plan.fair_share / share(class).max(1e-6)).clamp(1.0, MOST_REPEATS);
+    plan.classes.iter().map(times).collect()
+}
+
+/// How often a picture is seen for the sake of its rarest class.
+fn repeats(scene: &Scene, plan: &Plan, wanted: &[f32]) -> f32 {
+    let classes = plan.classes.iter().zip(wanted);
+    classes.filter(|(c, _)| scene.shows(c)).map(|(_, w)| *w).fold(1.0, f32::max)
+}
+
+/// Numbers of the scenes of one epoch: those with a rare class come several times.
 fn repeated(scenes: &[&Scene], plan: &Plan) -> Vec<usize> {
-    let has = |s: &Scene, class: &str| s.boxes.iter().any(|b| b.label == class);
-    let wanted: Vec<f32> = plan
-        .classes
-        .iter()
-        .map(|class| {
-            let share =
-                scenes.iter().filter(|s| has(s, class)).count() as f32 / scenes.len() as f32;
-            (plan.fair_share / share.max(1e-6)).clamp(1.0, MOST_REPEATS)
-        })
-        .collect();
+    let wanted = wanted(scenes, plan);
     let mut rng = StdRng::seed_from_u64(plan.seen.seed);
     let mut order = Vec::new();
     for (i, scene) in scenes.iter().enumerate() {
-        let classes = plan.classes.iter().zip(&wanted);
-        let most = classes.filter(|(c, _)| has(scene, c)).map(|(_, w)| *w).fold(1.0, f32::max);
+        let most = repeats(scene, plan, &wanted);
         let times = most as usize + usize::from(rng.random::<f32>() < most.fract());
         order.extend(std::iter::repeat_n(i, times));
     }
@@ -388,4 +397,36 @@ pub fn record(dir: &Path, report: &Report) -> Result<()> {
         figures.push((format!("ap50_95_{class}"), f.ap50_95));
     }
     crate::export::record_figures(dir, figures.into_iter(), &report.data_sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::LabelledBox;
+
+    #[test]
+    fn of_a_source_with_too_many_pictures_the_rare_classes_stay() {
+        let scene = |i: usize| Scene {
+            file: i.to_string().into(),
+            boxes: vec![LabelledBox {
+                rect: Rect::WHOLE,
+                label: if i % 10 == 0 { "person" } else { "dog" }.into(),
+            }],
+            unsure: vec![],
+            exhaustive_for: vec![],
+            source: "one".into(),
+            split: Split::Train,
+        };
+        let all: Vec<Scene> = (0..100).map(scene).collect();
+        let text = include_str!("../../../models/pet_detector/plan.toml");
+        let plan = Plan { most_per_source: 20, ..toml::from_str(text).unwrap() };
+        let mut kept: Vec<&Scene> = all.iter().collect();
+        limit(&mut kept, &plan);
+        let persons = |scenes: &[&Scene]| scenes.iter().filter(|s| s.shows("person")).count();
+        assert_eq!((kept.len(), persons(&kept)), (20, 10));
+        // A tenth of all, of which three tenths is the fair share, thrice; half of those kept, once.
+        let all: Vec<&Scene> = all.iter().collect();
+        assert_eq!(repeated(&all, &plan).len(), 90 + 30);
+        assert_eq!(repeated(&kept, &plan).len(), 20);
+    }
 }
