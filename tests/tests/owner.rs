@@ -259,7 +259,7 @@ fn ask(
 }
 
 /// Everything that changes something from the page.
-const CHANGES: [&str; 19] = [
+const CHANGES: [&str; 20] = [
     "/act/open_once",
     "/act/hold_open",
     "/act/lock",
@@ -270,6 +270,7 @@ const CHANGES: [&str; 19] = [
     "/animals/take",
     "/animals/again",
     "/animals/remove",
+    "/animals/paint",
     "/rules",
     "/camera",
     "/models/use",
@@ -494,6 +495,24 @@ fn a_bolt_that_does_not_do_as_told_is_shown_as_it_is() {
         assert!(began.elapsed() < Duration::from_secs(10), "{page}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn an_animal_is_marked_as_its_owner_likes() {
+    let door = Door::start(&[], true);
+    let cookie = door.log_in();
+    let session = [("cookie", cookie.as_str())];
+    let dir = door.dir.path().join("journal/animals");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("animals.json"), r#"[{"name": "Rex", "pictures": []}]"#).unwrap();
+    let paint = |colour: &str| {
+        let body = format!("name=Rex&colour={colour}&ticket={}", door.ticket(&cookie));
+        door.form("/animals/paint", &session, &body).status
+    };
+    assert_eq!(paint("green"), 303);
+    assert_eq!(paint("invisible"), 404);
+    let page = door.ask("GET", "/animals", &session, "").body;
+    assert!(page.contains("class=\"coat green\"") && page.contains("Rex"), "{page}");
 }
 
 #[test]

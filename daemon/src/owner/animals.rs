@@ -83,11 +83,59 @@ pub enum AnimalsError {
     Name,
 }
 
+/// How an animal is marked beside its name (Okabe and Ito 2008: told apart by colour-blind eyes;
+/// darkened where they would fade on white).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "colours speak for themselves")]
+pub enum Colour {
+    #[default]
+    Blue,
+    Orange,
+    Green,
+    Purple,
+    Sky,
+    Red,
+    Yellow,
+    Grey,
+}
+
+impl Colour {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Blue,
+        Self::Orange,
+        Self::Green,
+        Self::Purple,
+        Self::Sky,
+        Self::Red,
+        Self::Yellow,
+        Self::Grey,
+    ];
+
+    /// As it is called and written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blue => "blue",
+            Self::Orange => "orange",
+            Self::Green => "green",
+            Self::Purple => "purple",
+            Self::Sky => "sky",
+            Self::Red => "red",
+            Self::Yellow => "yellow",
+            Self::Grey => "grey",
+        }
+    }
+}
+
 /// One animal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Animal {
     /// Its name.
     pub name: String,
+    /// Its colour on the page.
+    #[serde(default)]
+    pub colour: Colour,
     /// Names of its pictures in the directory.
     pub pictures: Vec<String>,
 }
@@ -225,7 +273,8 @@ impl Animals {
             return Err(AnimalsError::Name);
         }
         let n = known.unwrap_or_else(|| {
-            self.all.push(Animal { name: name.to_owned(), pictures: Vec::new() });
+            let colour = self.next_colour();
+            self.all.push(Animal { name: name.to_owned(), colour, pictures: Vec::new() });
             self.all.len() - 1
         });
         let mut enrolled = self.stored(&recogniser.load(models)?.manifest.sha256);
@@ -313,6 +362,31 @@ impl Animals {
             self.embed_all(animal, &mut enrolled, recogniser)?;
         }
         self.keep(enrolled)
+    }
+
+    /// A colour that no animal has yet, while there is one.
+    fn next_colour(&self) -> Colour {
+        let free = |colour: &Colour| self.all.iter().all(|animal| animal.colour != *colour);
+        let turn = Colour::ALL[self.all.len() % Colour::ALL.len()];
+        Colour::ALL.into_iter().find(free).unwrap_or(turn)
+    }
+
+    /// The colour of the animal called `name`.
+    pub fn colour(&self, name: &str) -> Option<Colour> {
+        self.all.iter().find(|animal| animal.name == name).map(|animal| animal.colour)
+    }
+
+    /// Gives an animal another colour; whether there was one.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn paint(&mut self, name: &str, colour: Colour) -> Result<bool, AnimalsError> {
+        let Some(animal) = self.all.iter_mut().find(|animal| animal.name == name) else {
+            return Ok(false);
+        };
+        animal.colour = colour;
+        self.save()?;
+        Ok(true)
     }
 
     /// Forgets an animal and its pictures; whether there was one.
@@ -528,4 +602,23 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), AnimalsError> {
         fs::rename(&part, path)
     };
     write().map_err(|source| AnimalsError::File { action: "write", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn animals_get_colours_of_their_own_while_there_are_any() {
+        let mut animals = Animals { dir: PathBuf::new(), all: Vec::new() };
+        for n in 0..MAX_ANIMALS {
+            let colour = animals.next_colour();
+            assert_eq!(animals.all.iter().any(|a| a.colour == colour), n >= Colour::ALL.len());
+            animals.all.push(Animal { name: n.to_string(), colour, pictures: Vec::new() });
+        }
+        animals.all.remove(3);
+        let text = serde_json::to_string(&animals.all[..7]).unwrap();
+        animals.all = serde_json::from_str(&text).unwrap();
+        assert_eq!(animals.next_colour(), Colour::Purple, "the one that has become free");
+    }
 }

@@ -57,20 +57,17 @@ impl Visit {
         match self.verdict {
             Some(Verdict::LetIn) => {
                 let (sure, came) = (self.sure(), self.came_through());
-                let opened = |what: &What| matches!(what, What::Opened { whom: Whom::Dog });
-                let who = self.recognised_before(opened).unwrap_or("dog".to_owned());
-                format!("Let in at {at}: {who}{sure}; {came}")
+                format!("Let in at {at}: {}{sure}; {came}", self.dog())
             }
             Some(Verdict::KeptShut) => {
                 let (class, sure) = (self.refused().unwrap_or(Class::Other), self.sure());
-                if class == Class::Dog {
-                    let refused = |what: &What| matches!(what, What::Refused { .. });
-                    let who = self.recognised_before(refused).unwrap_or("dog".to_owned());
-                    return format!(
-                        "Kept shut at {at}: {who}{sure}; needed one that a rule lets in"
-                    );
+                match class {
+                    Class::Dog => format!(
+                        "Kept shut at {at}: {}{sure}; needed one that a rule lets in",
+                        self.dog()
+                    ),
+                    _ => format!("Kept shut at {at}: {}{sure}; needed dog", called(class)),
                 }
-                format!("Kept shut at {at}: {}{sure}; needed dog", called(class))
             }
             Some(Verdict::Nobody) => {
                 let stayed = self.lasted().map_or(String::new(), |d| format!(" after {}", span(d)));
@@ -92,17 +89,30 @@ impl Visit {
         })
     }
 
-    /// Which dog it was when `decided` happened first, where a rule depended on it: its name, or
-    /// "unknown dog".
-    fn recognised_before(&self, decided: impl Fn(&What) -> bool) -> Option<String> {
-        let until = self.events.iter().position(|event| decided(&event.what))?;
-        self.events[..until].iter().rev().find_map(|event| match &event.what {
-            What::Recognised { animals, .. } if animals.is_empty() => {
-                Some("unknown dog".to_owned())
+    /// Every animal that the dog may be that was let in or kept out first, where a rule depended
+    /// on which it was; empty for an unknown dog.
+    pub fn animals(&self) -> Option<&[String]> {
+        let decided = |event: &Event| match self.verdict {
+            Some(Verdict::LetIn) => matches!(event.what, What::Opened { whom: Whom::Dog }),
+            Some(Verdict::KeptShut) => {
+                matches!(event.what, What::Refused { .. }) && self.refused() == Some(Class::Dog)
             }
-            What::Recognised { animals, .. } => Some(animals.join(" or ")),
+            _ => false,
+        };
+        let until = self.events.iter().position(decided)?;
+        self.events[..until].iter().rev().find_map(|event| match &event.what {
+            What::Recognised { animals, .. } => Some(&animals[..]),
             _ => None,
         })
+    }
+
+    /// Which dog it was, as far as that is known.
+    fn dog(&self) -> String {
+        match self.animals() {
+            None => "dog".to_owned(),
+            Some([]) => "unknown dog".to_owned(),
+            Some(animals) => animals.join(" or "),
+        }
     }
 
     /// How long it took from the beginning to the first opening for the dog, or the first

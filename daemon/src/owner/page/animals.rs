@@ -21,7 +21,7 @@ use super::{Page, Shared, form, layout};
 use crate::journal::StoredApproach;
 use crate::models::ModelsDir;
 use crate::owner::animals::{
-    self, Added, Animals, MAX_PICTURES, MIN_PICTURES, Recogniser, Standing, Worth,
+    self, Added, Animals, Colour, MAX_PICTURES, MIN_PICTURES, Recogniser, Standing, Worth,
 };
 
 /// How long one tap takes pictures of the dog before the camera, and how often.
@@ -53,14 +53,26 @@ pub(super) async fn page(
     let mut cards = Vec::new();
     for (n, animal) in known.iter().enumerate() {
         let ticket = form::ticket(&page, &caller)?;
+        let paint = form::ticket(&page, &caller)?;
         cards.push(html! {
             section .card {
-                h2 { (animal.name) }
+                h2 { (coat(animal.colour)) (animal.name) }
                 p { (animal.pictures.len()) " of at most " (MAX_PICTURES) " pictures. " (standing(standings.get(n))) }
                 div .faces {
                     @for file in &animal.pictures {
                         img src={ "/animals/pictures/" (file) } width="80" height="80" loading="lazy" alt="";
                     }
+                }
+                form .inline method="post" action="/animals/paint" data-fresh {
+                    (layout::ticket(&paint))
+                    input type="hidden" name="name" value=(animal.name);
+                    label for={ "colour-" (n) } { "Colour" }
+                    select id={ "colour-" (n) } name="colour" {
+                        @for colour in Colour::ALL {
+                            option value=(colour.name()) selected[colour == animal.colour] { (colour.name()) }
+                        }
+                    }
+                    button type="submit" aria-label={ "Mark it so: " (animal.name) } { "Mark it so" }
                 }
                 form method="post" action="/animals/remove" data-fresh {
                     (layout::ticket(&ticket))
@@ -114,6 +126,11 @@ pub(super) async fn page(
             }
         },
     ))
+}
+
+/// The mark of an animal beside its name.
+pub(super) fn coat(colour: Colour) -> Markup {
+    html! { span .coat .(colour.name()) aria-hidden="true" {} }
 }
 
 const fn standing(standing: Option<&Standing>) -> &'static str {
@@ -267,6 +284,20 @@ pub(super) async fn remove(State(page): Shared, sent: Sent) -> Result<Response, 
             known_anew(&page);
         }
         Err(error) => tracing::warn!(%error, "an animal cannot be forgotten"),
+    }
+    Ok(Redirect::to("/animals").into_response())
+}
+
+/// `POST /animals/paint`
+pub(super) async fn paint(State(page): Shared, sent: Sent) -> Result<Response, Refusal> {
+    let sent = sent.checked()?;
+    let (dir, name) = (page.house.state_dir.clone(), sent.get("name").to_owned());
+    let wanted = sent.get("colour");
+    let colour = Colour::ALL.into_iter().find(|colour| colour.name() == wanted);
+    let colour = colour.ok_or(Refusal::NotFound)?;
+    let painted = page.aside(move || Animals::open(&dir)?.paint(&name, colour)).await?;
+    if let Err(error) = painted {
+        tracing::warn!(%error, "the colour of an animal cannot be kept");
     }
     Ok(Redirect::to("/animals").into_response())
 }

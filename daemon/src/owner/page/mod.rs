@@ -217,6 +217,7 @@ fn router(page: Arc<Page>) -> Router {
         .route("/animals/take", post(animals::take))
         .route("/animals/again", post(animals::again))
         .route("/animals/remove", post(animals::remove))
+        .route("/animals/paint", post(animals::paint))
         .route("/animals/pictures/{file}", get(animals::picture))
         .route("/dataset.tar", get(settings::dataset))
         .route("/rules", get(rules::page).post(rules::save))

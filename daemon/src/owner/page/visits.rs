@@ -1,18 +1,20 @@
 //! The visits one after another, filtered, and who came when.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use axum::extract::{Query, State};
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::{Timestamp, ToSpan as _};
 use maud::{Markup, html};
 use pawlatch_core::event::Verdict;
 use pawlatch_core::sight::Class;
 use serde::Deserialize;
 
+use super::animals::coat;
 use super::form::Refusal;
 use super::{Shared, layout};
 use crate::journal::{Archive, JournalError};
+use crate::owner::animals::Animals;
 use crate::owner::words::{Visit, called};
 
 /// Visits on one page.
@@ -44,17 +46,26 @@ struct Listed {
 }
 
 impl Listed {
-    /// Which row of the charts it belongs to.
-    fn who(&self) -> &'static str {
-        match self.visit.verdict {
-            Some(Verdict::LetIn) => "dog",
+    /// Which of [`WHO`] came.
+    fn who(&self) -> (&'static str, &'static str) {
+        WHO[match self.visit.verdict {
+            Some(Verdict::LetIn) => 0,
             Some(Verdict::KeptShut) => match self.visit.refused() {
-                Some(Class::Cat) => "cat",
-                Some(Class::Person) => "person",
-                _ => "other",
+                Some(Class::Dog) => 0,
+                Some(Class::Cat) => 1,
+                Some(Class::Person) => 2,
+                _ => 3,
             },
-            Some(Verdict::Nobody | Verdict::Overruled) | None => "nothing",
-        }
+            Some(Verdict::Nobody | Verdict::Overruled) | None => 4,
+        }]
+    }
+
+    /// Which dog came, if that was told.
+    fn dog(&self) -> Option<&str> {
+        Some(match self.visit.animals()? {
+            [name] => name,
+            _ => UNSURE,
+        })
     }
 }
 
@@ -78,12 +89,7 @@ fn list(archive: &Archive, wanted: &Wanted) -> Result<Vec<Listed>, JournalError>
 fn fits(listed: &Listed, wanted: &Wanted) -> bool {
     let verdict = serde_json::to_value(listed.visit.verdict).unwrap_or_default();
     let verdict_fits = wanted.verdict.is_empty() || verdict == wanted.verdict.as_str();
-    let class_fits = match wanted.class.as_str() {
-        "" => true,
-        "dog" => listed.visit.verdict == Some(Verdict::LetIn),
-        name => listed.visit.refused().is_some_and(|class| class.name() == name),
-    };
-    verdict_fits && class_fits
+    verdict_fits && (wanted.class.is_empty() || listed.who().0 == wanted.class)
 }
 
 /// `GET /visits`
@@ -94,6 +100,9 @@ pub(super) async fn page(
     let zone = page.house.time_zone();
     let asked = wanted.clone();
     let all = page.read(move |archive| list(archive, &asked)).await?;
+    let dir = page.house.state_dir.clone();
+    // A list that cannot be read is told of on the page of the animals.
+    let animals = page.aside(move || Animals::open(&dir).ok()).await?;
     let mut shown: Vec<&Listed> = all.iter().filter(|l| fits(l, &wanted)).collect();
     let more = shown.len() > A_PAGE;
     shown.truncate(A_PAGE);
@@ -109,12 +118,15 @@ pub(super) async fn page(
                 h2 { (day) }
                 ul .timeline {
                     @for listed in visits {
-                        li .(listed.who()) {
+                        li .(listed.who().0) {
                             a href={ "/visits/" (listed.id) } {
                                 @if listed.picture {
                                     img src={ "/visits/" (listed.id) "/pictures/decisive" } width="160" height="120" loading="lazy" alt="";
                                 }
                                 span {
+                                    @for name in listed.visit.animals().unwrap_or_default() {
+                                        @if let Some(colour) = animals.as_ref().and_then(|a| a.colour(name)) { (coat(colour)) }
+                                    }
                                     (listed.visit.sentence(&zone))
                                     @if let Some(label) = listed.label {
                                         span .hint { "You say: " (called(label)) }
@@ -131,9 +143,15 @@ pub(super) async fn page(
             @if wanted.before.is_none() {
                 section .card {
                     h2 { "Who comes when" }
-                    (hours(&all, &zone))
-                    (days(&all, &zone))
-                    (legend())
+                    (hours("Visits by hour of the day", &all, &WHO.map(Row::of), &|listed| Some(listed.who().1), &zone))
+                    (days("Visits of the last two weeks", &all, &WHO.map(Row::of), &|listed| Some(listed.who().1), &zone))
+                }
+                @if let Some(dogs) = dogs(&all, animals.as_ref()) {
+                    section .card {
+                        h2 { "Which dog comes when" }
+                        (hours("Dogs by hour of the day", &all, &dogs, &Listed::dog, &zone))
+                        (days("Dogs of the last two weeks", &all, &dogs, &Listed::dog, &zone))
+                    }
                 }
             }
         },
@@ -177,77 +195,182 @@ fn by_day<'a>(shown: &[&'a Listed], zone: &TimeZone) -> Vec<(String, Vec<&'a Lis
     days
 }
 
-/// The rows of the charts, bottom to top.
-const WHO: [&str; 5] = ["dog", "cat", "person", "other", "nothing"];
+/// Classes of the style sheet and names of who comes, bottom to top.
+const WHO: [(&str, &str); 5] = [
+    ("dog", "dog"),
+    ("cat", "cat"),
+    ("person", "person"),
+    ("other", "something else"),
+    ("nothing", "nobody, or not decided"),
+];
+/// The name of a dog that is not certainly one animal of the house.
+const UNSURE: &str = "unknown dog, or one of several";
 
-type Counts = [u32; WHO.len()];
+/// One of those who are counted: a class of the style sheet, and what it is called.
+struct Row {
+    class: &'static str,
+    name: String,
+}
 
-fn count(counts: &mut Counts, who: &str) {
-    if let Some(n) = WHO.iter().position(|known| *known == who) {
-        counts[n] += 1;
+impl Row {
+    fn of((class, name): (&'static str, &str)) -> Self {
+        Self { class, name: name.to_owned() }
     }
+}
+
+/// The rows of the dogs, if a visit was told by which dog it was.
+fn dogs(all: &[Listed], animals: Option<&Animals>) -> Option<Vec<Row>> {
+    let told: BTreeSet<&str> = all.iter().filter_map(Listed::dog).collect();
+    let known = animals.map_or(&[][..], |animals| &animals.all);
+    let mut rows: Vec<Row> =
+        known.iter().map(|animal| Row::of((animal.colour.name(), &animal.name))).collect();
+    // Those that are forgotten since, too.
+    let rest = told.iter().filter(|name| known.iter().all(|animal| animal.name != **name));
+    rows.extend(rest.map(|name| Row::of(("nothing", name))));
+    (!told.is_empty()).then_some(rows)
 }
 
 /// Visits by the hour of the day.
-fn hours(all: &[Listed], zone: &TimeZone) -> Markup {
-    let mut bars = [Counts::default(); 24];
-    for listed in all {
-        let hour = listed.visit.began.to_zoned_datetime(zone.clone()).hour();
-        count(&mut bars[usize::from(hour.unsigned_abs()).min(23)], listed.who());
-    }
-    let names: Vec<String> =
-        (0..24).map(|h| if h % 6 == 0 { format!("{h}:00") } else { String::new() }).collect();
-    chart("Visits by hour of the day", &bars, &names)
+fn hours(
+    title: &str,
+    all: &[Listed],
+    rows: &[Row],
+    who: &dyn Fn(&Listed) -> Option<&str>,
+    zone: &TimeZone,
+) -> Markup {
+    let hour = |listed: &Listed| listed.visit.began.to_zoned_datetime(zone.clone()).hour();
+    let bars: Vec<(String, Vec<usize>)> = (0..24)
+        .map(|h| {
+            let name = if h % 6 == 0 { format!("{h}:00") } else { String::new() };
+            (name, counts(all.iter().filter(|listed| hour(listed) == h), rows, who))
+        })
+        .collect();
+    chart(title, rows, &bars)
 }
 
 /// Visits of each of the last days.
-fn days(all: &[Listed], zone: &TimeZone) -> Markup {
+fn days(
+    title: &str,
+    all: &[Listed],
+    rows: &[Row],
+    who: &dyn Fn(&Listed) -> Option<&str>,
+    zone: &TimeZone,
+) -> Markup {
     let day = |at: Timestamp| at.to_zoned_datetime(zone.clone()).date();
-    let today = Timestamp::now();
-    let mut bars: BTreeMap<jiff::civil::Date, Counts> = (0..DAYS)
-        .filter_map(|back| today.checked_sub(SignedDuration::from_hours(24 * back)).ok())
-        .map(|at| (day(at), Counts::default()))
+    let today = day(Timestamp::now());
+    let bars: Vec<(String, Vec<usize>)> = (0..DAYS)
+        .rev()
+        .filter_map(|back| today.checked_sub(back.days()).ok())
+        .map(|date| {
+            let name = date.strftime("%a").to_string();
+            (name, counts(all.iter().filter(|listed| day(listed.visit.began) == date), rows, who))
+        })
         .collect();
-    for listed in all {
-        if let Some(counts) = bars.get_mut(&day(listed.visit.began)) {
-            count(counts, listed.who());
-        }
-    }
-    let names: Vec<String> = bars.keys().map(|date| date.strftime("%a").to_string()).collect();
-    let counts: Vec<Counts> = bars.into_values().collect();
-    chart("Visits of the last two weeks", &counts, &names)
+    chart(title, rows, &bars)
 }
 
-/// Stacked bars, with a table for whoever cannot see them.
-fn chart(title: &str, bars: &[Counts], names: &[String]) -> Markup {
-    let most = bars.iter().map(|bar| bar.iter().sum::<u32>()).max().unwrap_or(0).max(1);
+/// How many of them belong to each row.
+fn counts<'a>(
+    of: impl Iterator<Item = &'a Listed>,
+    rows: &[Row],
+    who: &dyn Fn(&Listed) -> Option<&str>,
+) -> Vec<usize> {
+    let mut counts = vec![0; rows.len()];
+    for listed in of {
+        let row = who(listed).and_then(|who| rows.iter().position(|row| row.name == who));
+        if let Some(row) = row {
+            counts[row] += 1;
+        }
+    }
+    counts
+}
+
+/// Stacked bars with their legend; whoever cannot see them is told the sums.
+fn chart(title: &str, rows: &[Row], bars: &[(String, Vec<usize>)]) -> Markup {
+    let most = bars.iter().map(|(_, bar)| bar.iter().sum::<usize>()).max().unwrap_or(0).max(1);
     let width = 480.0 / bars.len() as f32;
     let unit = 100.0 / most as f32;
+    let sums: Vec<String> = (0..rows.len())
+        .map(|row| (row, bars.iter().map(|(_, bar)| bar[row]).sum::<usize>()))
+        .filter(|(_, sum)| *sum > 0)
+        .map(|(row, sum)| format!("{} {sum}", rows[row].name))
+        .collect();
     html! {
         figure .chart {
             figcaption { (title) "; the highest bar: " (most) }
-            svg viewBox="0 0 480 122" role="img" aria-label=(title) {
+            svg viewBox="-6 0 486 122" role="img" aria-label={ (title) ": " (sums.join(", ")) } {
                 line .axis x1="0" x2="480" y1="104" y2="104" {}
-                @for (n, bar) in bars.iter().enumerate() {
+                @for (n, (name, bar)) in bars.iter().enumerate() {
                     @let x = n as f32 * width;
-                    @for (row, who) in WHO.iter().enumerate() {
-                        @let below: u32 = bar[..row].iter().sum();
-                        @if bar[row] > 0 {
-                            rect .(who) x=(format!("{:.1}", x + 1.0)) width=(format!("{:.1}", width - 2.0))
-                                y=(format!("{:.1}", 104.0 - unit * (below + bar[row]) as f32))
-                                height=(format!("{:.1}", unit * bar[row] as f32)) {}
+                    @for (row, &count) in bar.iter().enumerate() {
+                        @let below: usize = bar[..row].iter().sum();
+                        @if count > 0 {
+                            rect .(rows[row].class) x=(format!("{:.1}", x + 1.0)) width=(format!("{:.1}", width - 2.0))
+                                y=(format!("{:.1}", 104.0 - unit * (below + count) as f32))
+                                height=(format!("{:.1}", unit * count as f32)) {}
                         }
                     }
-                    text x=(format!("{:.1}", x + width / 2.0)) y="118" text-anchor="middle" { (names[n]) }
+                    text x=(format!("{:.1}", x + width / 2.0)) y="118" text-anchor="middle" { (name) }
                 }
             }
+            ul .legend { @for row in rows { li .(row.class) { (row.name) } } }
         }
     }
 }
 
-fn legend() -> Markup {
-    let names = ["dog", "cat", "person", "something else", "nobody, or not decided"];
-    html! {
-        ul .legend { @for (who, name) in WHO.iter().zip(names) { li .(who) { (name) } } }
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pawlatch_core::event::{Event, What, Whom};
+    use pawlatch_core::units::Uptime;
+
+    use super::*;
+
+    fn let_in(id: i64, animals: Option<&[&str]>) -> Listed {
+        let recognised = animals.map(|animals| What::Recognised {
+            animals: animals.iter().map(|name| (*name).to_owned()).collect(),
+            likeness: 0.8,
+            needed: 0.7,
+        });
+        let opened = What::Opened { whom: Whom::Dog };
+        let whats = [What::ApproachBegan].into_iter().chain(recognised).chain([opened]);
+        let events = (0..).zip(whats);
+        let events =
+            events.map(|(n, what)| Event { at: Uptime::ZERO + Duration::from_millis(n), what });
+        let visit = Visit {
+            began: Timestamp::now(),
+            verdict: Some(Verdict::LetIn),
+            events: events.collect(),
+            goes_on: false,
+        };
+        Listed { id, visit, picture: false, label: None }
+    }
+
+    #[test]
+    fn dogs_that_were_told_apart_are_counted_one_by_one() {
+        assert!(dogs(&[let_in(1, None)], None).is_none(), "no rule asked which dog it was");
+        let all = [
+            let_in(1, Some(&["Rex"])),
+            let_in(2, Some(&["Rex"])),
+            let_in(3, Some(&["Rex", "Bella"])),
+            let_in(4, Some(&[])),
+            let_in(5, Some(&["Ace"])),
+            let_in(6, None),
+        ];
+        let known = r#"[{"name": "Bella", "colour": "sky", "pictures": []},
+            {"name": "Rex", "colour": "red", "pictures": []}]"#;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("animals")).unwrap();
+        std::fs::write(dir.path().join("animals/animals.json"), known).unwrap();
+        let rows = dogs(&all, Animals::open(dir.path()).ok().as_ref()).unwrap();
+        let told: Vec<_> = rows.iter().map(|row| (row.class, row.name.as_str())).collect();
+        let expected = [("sky", "Bella"), ("red", "Rex"), ("nothing", "Ace"), ("nothing", UNSURE)];
+        assert_eq!(told, expected);
+        assert_eq!(counts(all.iter(), &rows, &Listed::dog), [0, 2, 1, 2]);
+        let drawn = days("Dogs", &all, &rows, &Listed::dog, &TimeZone::UTC).into_string();
+        assert!(drawn.contains("aria-label=\"Dogs: Rex 2, Ace 1, unknown dog"), "{drawn}");
+        assert_eq!(drawn.matches("<rect class=\"red\"").count(), 1);
+        assert_eq!(drawn.matches("<rect class=\"sky\"").count(), 0);
     }
 }
