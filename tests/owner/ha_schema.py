@@ -3,8 +3,7 @@
 
 usage: ha_schema.py discovery.json
 
-Needs the packages `homeassistant` and `paho-mqtt` of the same time; see the README beside this
-file for the versions that were used.
+Needs the packages that the README beside this file names.
 """
 import importlib
 import json
