@@ -22,7 +22,8 @@ mod visit;
 mod visits;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::PageSettings;
 use super::house::House;
@@ -56,24 +57,33 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Page {
     house: Arc<House>,
     rates: limits::Rates,
-    /// Reading the journal, hashing passwords, drawing: at most this much at a time.
+    /// Reading the journal, drawing: at most this much at a time.
     work: Semaphore,
-    /// Hashing a password, which takes 19 MiB: one at a time.
-    hashing: Semaphore,
+    /// Passwords to hash, which takes 19 MiB: on one thread, since glibc keeps such memory for the
+    /// thread that had it.
+    hashing: mpsc::Sender<Job>,
     live: live::Live,
     heat: visit::HeatMaps,
     network: animals::Network,
 }
 
+/// Something to do on another thread.
+type Job = Box<dyn FnOnce() + Send>;
+
 type Shared = axum::extract::State<Arc<Page>>;
 
 impl Page {
     fn new(house: &Arc<House>) -> Arc<Self> {
+        let (hashing, jobs) = mpsc::channel::<Job>();
+        let hasher = thread::Builder::new().name("page-hash".to_owned());
+        if let Err(error) = hasher.spawn(move || jobs.into_iter().for_each(|job| job())) {
+            tracing::error!(%error, "nobody can log in: no thread can be started");
+        }
         Arc::new(Self {
             house: Arc::clone(house),
             rates: limits::Rates::default(),
             work: Semaphore::new(HELPERS),
-            hashing: Semaphore::new(1),
+            hashing,
             live: live::Live::default(),
             heat: visit::HeatMaps::default(),
             network: animals::Network::default(),
@@ -89,13 +99,15 @@ impl Page {
         tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Failed)
     }
 
-    /// Hashes a password on a helper thread.
+    /// Hashes a password, after those that came before.
     async fn hash<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        let _permit = self.hashing.acquire().await.map_err(|_| Refusal::Busy)?;
-        self.aside(work).await
+        let (tell, told) = oneshot::channel();
+        let job = move || drop(tell.send(work()));
+        self.hashing.send(Box::new(job)).map_err(|_| Refusal::Busy)?;
+        told.await.map_err(|_| Refusal::Failed)
     }
 
     /// Reads the journal on a helper thread. Before the door has written one, there is none.
