@@ -10,7 +10,9 @@ use tract_onnx::tract_core::model::Rewriter;
 use tract_onnx::tract_core::ops::Downsample;
 use tract_onnx::tract_core::ops::array::TypedConcat;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::change_axes::AxisOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat, MaxPool, PoolSpec};
+use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::nn::{self, DataFormat, HardSwish, LeakyRelu};
 
@@ -22,6 +24,8 @@ use super::simd::Isa;
 use super::window::{Reduction, Window};
 
 type Patch = TractResult<Option<TypedModelPatch>>;
+/// The one node that reads another, and what it adds to each output of that.
+type Bias<'m> = (&'m TypedNode, Arc<[f32]>);
 
 /// Before decluttering, which would turn 1x1 convolutions into matrix products.
 pub fn recognise(model: &mut TypedModel) -> TractResult<()> {
@@ -35,6 +39,7 @@ pub fn recognise(model: &mut TypedModel) -> TractResult<()> {
 pub fn fuse(model: &mut TypedModel) -> TractResult<()> {
     Rewriter::default()
         .with_rule_for("space to depth", space_to_depth)
+        .with_rule_for("dense layer", dense)
         .with_rule_for("what follows", what_follows)
         .rewrite(&(), model)
 }
@@ -137,6 +142,102 @@ fn space_to_depth(_: &(), model: &TypedModel, node: &TypedNode, name: &str, op: 
     let mut inputs = node.inputs.clone();
     inputs[0] = picture;
     replace(model, node, name, window, &inputs)
+}
+
+/// A row times a constant matrix, as at the end of a classifier: a 1x1 convolution of one pixel,
+/// which threads can share.
+fn dense(_: &(), model: &TypedModel, node: &TypedNode, name: &str, op: &EinSum) -> Patch {
+    let Some((x, weights)) = row_by_matrix(model, node, op)? else { return Ok(None) };
+    let out = &node.outputs[0].fact.shape;
+    let (Some(length), Some(shape)) = (volume(model, x), out.as_concrete()) else {
+        return Ok(None);
+    };
+    let cout = weights.len() / length;
+    let (last, bias) = match bias_of(model, node, cout)? {
+        Some((next, bias)) => (next, bias),
+        None => (node, vec![0.0; cout].into()),
+    };
+    let one = [1, 1];
+    let (input, output, kernel, stride, dilation) = (one, one, one, one, one);
+    let (cin, groups, pad) = (length, 1, [0, 0]);
+    let geometry = Geometry { cin, cout, groups, input, output, kernel, stride, dilation, pad };
+    let reduction = Reduction::Weigh { weights, bias };
+    let window = Window { geometry, reduction, posts: vec![] };
+    let dims = |shape: &[usize]| shape.iter().map(|d| d.to_dim()).collect::<TVec<TDim>>();
+    let row = model.outlet_fact(x)?.shape.to_tvec();
+    let as_pixel = AxisOp::Reshape(0, row, dims(&[1, length, 1, 1]));
+    let as_row = AxisOp::Reshape(0, dims(&[1, cout, 1, 1]), dims(shape));
+    let mut patch = TypedModelPatch::default();
+    let taps = patch.taps(model, &[x])?;
+    let wire = patch.wire_node(format!("{name}.pixel"), as_pixel, &taps)?;
+    let wire = patch.wire_node(format!("{name}.dense"), window, &wire)?;
+    let wire = patch.wire_node(&last.name, as_row, &wire)?;
+    patch.shunt_outside(model, last.id.into(), wire[0])?;
+    Ok(Some(patch))
+}
+
+/// The row and, `[out][in]`, the matrix of a product that sums over all of the row.
+fn row_by_matrix(
+    model: &TypedModel,
+    node: &TypedNode,
+    op: &EinSum,
+) -> TractResult<Option<(OutletId, Arc<[f32]>)>> {
+    let float = op.q_params.is_none() && op.operating_dt == f32::datum_type();
+    if !float || node.inputs.len() != 2 || node.outputs[0].fact.datum_type != f32::datum_type() {
+        return Ok(None);
+    }
+    for (row, matrix) in [(0, 1), (1, 0)] {
+        let Some(weights) = constant(model, node.inputs[matrix]) else { continue };
+        let (x, shape) = (node.inputs[row], weights.shape());
+        let axes: Vec<_> = op.axes.axes(InOut::In(matrix)).collect();
+        let &[a, b] = &axes[..] else { continue };
+        let is_summed = |axis: &Axis| axis.inputs[row].len() == 1 && axis.outputs[0].is_empty();
+        let is_kept = |axis: &Axis| axis.inputs[row].is_empty() && axis.outputs[0].len() == 1;
+        let transposed = is_summed(a) && is_kept(b);
+        let fits = transposed || is_kept(a) && is_summed(b);
+        let (cout, cin) = if transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+        let given = node.outputs[0].fact.shape.volume();
+        let float = model.outlet_fact(x)?.datum_type == f32::datum_type();
+        if !fits || !float || volume(model, x) != Some(cin) || given != cout.to_dim() {
+            continue;
+        }
+        let weights = weights.cast_to::<f32>()?;
+        let plain = weights.try_as_plain_ram()?;
+        let values = plain.as_slice::<f32>()?;
+        let weights = match transposed {
+            true => (0..cout * cin).map(|i| values[i % cin * cout + i / cin]).collect(),
+            false => values.into(),
+        };
+        return Ok(Some((x, weights)));
+    }
+    Ok(None)
+}
+
+/// What is added to the `cout` outputs of `node`, if that is all that reads them.
+fn bias_of<'m>(
+    model: &'m TypedModel,
+    node: &TypedNode,
+    cout: usize,
+) -> TractResult<Option<Bias<'m>>> {
+    let outlet = OutletId::new(node.id, 0);
+    let [reader] = &node.outputs[0].successors[..] else { return Ok(None) };
+    let next = model.node(reader.node);
+    let adds = next.op_as::<TypedBinOp>().is_some_and(|op| op.0.name() == "Add");
+    let same = next.outputs[0].fact.shape == node.outputs[0].fact.shape;
+    if !adds || !same || model.output_outlets()?.contains(&outlet) {
+        return Ok(None);
+    }
+    let Some(bias) = constant(model, next.inputs[1 - reader.slot]) else { return Ok(None) };
+    if bias.len() != cout {
+        return Ok(None);
+    }
+    let bias = bias.cast_to::<f32>()?;
+    Ok(Some((next, bias.try_as_plain_ram()?.as_slice::<f32>()?.into())))
+}
+
+/// How many values an outlet of fixed shape has.
+fn volume(model: &TypedModel, outlet: OutletId) -> Option<usize> {
+    Some(model.outlet_fact(outlet).ok()?.shape.as_concrete()?.iter().product())
 }
 
 /// The outlet of which `outlet` is every second row and column, and from which `[row, column]`.
