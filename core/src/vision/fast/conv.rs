@@ -216,7 +216,8 @@ impl Conv {
         }
     }
 
-    /// 1x1: split by pixels while there are many, else by panels of output channels.
+    /// 1x1: split by pixels while there are many, or fewer panels than make equal shares; else by
+    /// panels of output channels.
     fn run_in_place(&self, isa: Isa, inputs: &[&[f32]], other: Option<&[f32]>, y: Output) {
         let pixels = self.geometry.output_pixels();
         for tap in self.taps.iter().flatten() {
@@ -227,7 +228,9 @@ impl Conv {
         let places: Vec<Vec<*const f32>> =
             self.taps.iter().map(|taps| taps.iter().map(place).collect()).collect();
         let places = Places(places);
-        let by_pixels = pixels >= 16 * parallel::threads() * LANES;
+        let threads = parallel::threads();
+        let few_panels = self.panels.len() < 3 * threads && pixels >= 48 * threads;
+        let by_pixels = few_panels || pixels >= 16 * threads * LANES;
         let most = if by_pixels { pixels / 48 } else { self.panels.len() };
         let pieces = parallel::pieces(self.geometry.macs(), most);
         parallel::each(pieces, |i| {
