@@ -410,7 +410,7 @@ mod tests {
             file: i.to_string().into(),
             boxes: vec![LabelledBox {
                 rect: Rect::WHOLE,
-                label: if i % 10 == 0 { "person" } else { "dog" }.into(),
+                label: if i.is_multiple_of(10) { "person" } else { "dog" }.into(),
             }],
             unsure: vec![],
             exhaustive_for: vec![],

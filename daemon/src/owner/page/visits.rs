@@ -230,63 +230,55 @@ fn dogs(all: &[Listed], animals: Option<&Animals>) -> Option<Vec<Row>> {
     (!told.is_empty()).then_some(rows)
 }
 
+/// Whom a visit counts for: the name of a row.
+type Who<'a> = &'a dyn Fn(&Listed) -> Option<&str>;
+/// A bar of a chart: its name, and how many belong to each row.
+type Bar = (String, Vec<usize>);
+
 /// Visits by the hour of the day.
-fn hours(
-    title: &str,
-    all: &[Listed],
-    rows: &[Row],
-    who: &dyn Fn(&Listed) -> Option<&str>,
-    zone: &TimeZone,
-) -> Markup {
-    let hour = |listed: &Listed| listed.visit.began.to_zoned_datetime(zone.clone()).hour();
-    let bars: Vec<(String, Vec<usize>)> = (0..24)
-        .map(|h| {
-            let name = if h % 6 == 0 { format!("{h}:00") } else { String::new() };
-            (name, counts(all.iter().filter(|listed| hour(listed) == h), rows, who))
-        })
-        .collect();
-    chart(title, rows, &bars)
+fn hours(title: &str, all: &[Listed], rows: &[Row], who: Who, zone: &TimeZone) -> Markup {
+    let name = |h| if h % 6 == 0 { format!("{h}:00") } else { String::new() };
+    let hour = |listed: &Listed| {
+        let hour = listed.visit.began.to_zoned_datetime(zone.clone()).hour();
+        usize::try_from(hour).ok()
+    };
+    chart(title, rows, &bars(all, rows, who, (0..24).map(name), &hour))
 }
 
 /// Visits of each of the last days.
-fn days(
-    title: &str,
-    all: &[Listed],
-    rows: &[Row],
-    who: &dyn Fn(&Listed) -> Option<&str>,
-    zone: &TimeZone,
-) -> Markup {
+fn days(title: &str, all: &[Listed], rows: &[Row], who: Who, zone: &TimeZone) -> Markup {
     let day = |at: Timestamp| at.to_zoned_datetime(zone.clone()).date();
     let today = day(Timestamp::now());
-    let bars: Vec<(String, Vec<usize>)> = (0..DAYS)
-        .rev()
-        .filter_map(|back| today.checked_sub(back.days()).ok())
-        .map(|date| {
-            let name = date.strftime("%a").to_string();
-            (name, counts(all.iter().filter(|listed| day(listed.visit.began) == date), rows, who))
-        })
-        .collect();
-    chart(title, rows, &bars)
+    let dates: Vec<_> =
+        (0..DAYS).rev().filter_map(|back| today.checked_sub(back.days()).ok()).collect();
+    let names = dates.iter().map(|date| date.strftime("%a").to_string());
+    let which = |listed: &Listed| {
+        let date = day(listed.visit.began);
+        dates.iter().position(|known| *known == date)
+    };
+    chart(title, rows, &bars(all, rows, who, names, &which))
 }
 
-/// How many of them belong to each row.
-fn counts<'a>(
-    of: impl Iterator<Item = &'a Listed>,
+/// The visits as bars with these names, of which `which` gives the number.
+fn bars(
+    all: &[Listed],
     rows: &[Row],
-    who: &dyn Fn(&Listed) -> Option<&str>,
-) -> Vec<usize> {
-    let mut counts = vec![0; rows.len()];
-    for listed in of {
+    who: Who,
+    names: impl Iterator<Item = String>,
+    which: &dyn Fn(&Listed) -> Option<usize>,
+) -> Vec<Bar> {
+    let mut bars: Vec<Bar> = names.map(|name| (name, vec![0; rows.len()])).collect();
+    for listed in all {
         let row = who(listed).and_then(|who| rows.iter().position(|row| row.name == who));
-        if let Some(row) = row {
-            counts[row] += 1;
+        if let (Some(row), Some(bar)) = (row, which(listed).and_then(|n| bars.get_mut(n))) {
+            bar.1[row] += 1;
         }
     }
-    counts
+    bars
 }
 
 /// Stacked bars with their legend; whoever cannot see them is told the sums.
-fn chart(title: &str, rows: &[Row], bars: &[(String, Vec<usize>)]) -> Markup {
+fn chart(title: &str, rows: &[Row], bars: &[Bar]) -> Markup {
     let most = bars.iter().map(|(_, bar)| bar.iter().sum::<usize>()).max().unwrap_or(0).max(1);
     let width = 480.0 / bars.len() as f32;
     let unit = 100.0 / most as f32;
@@ -367,7 +359,8 @@ mod tests {
         let told: Vec<_> = rows.iter().map(|row| (row.class, row.name.as_str())).collect();
         let expected = [("sky", "Bella"), ("red", "Rex"), ("nothing", "Ace"), ("nothing", UNSURE)];
         assert_eq!(told, expected);
-        assert_eq!(counts(all.iter(), &rows, &Listed::dog), [0, 2, 1, 2]);
+        let one = bars(&all, &rows, &Listed::dog, ["all".to_owned()].into_iter(), &|_| Some(0));
+        assert_eq!(one, [("all".to_owned(), vec![0, 2, 1, 2])]);
         let drawn = days("Dogs", &all, &rows, &Listed::dog, &TimeZone::UTC).into_string();
         assert!(drawn.contains("aria-label=\"Dogs: Rex 2, Ace 1, unknown dog"), "{drawn}");
         assert_eq!(drawn.matches("<rect class=\"red\"").count(), 1);
