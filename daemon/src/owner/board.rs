@@ -110,6 +110,11 @@ impl Board {
         self.news.subscribe()
     }
 
+    /// Tells whoever listens. Nobody listening is no error.
+    pub(super) fn tell(&self, news: News) {
+        let _ = self.news.send(news);
+    }
+
     /// Events that the surfaces were too slow to hear of.
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
@@ -199,11 +204,9 @@ impl Relay {
             while let Ok((event, wall)) = events.try_recv() {
                 house.metrics.event(&event);
                 let over = follow(&mut visit, &event, wall, frame.as_ref());
-                // Nobody listening is no error.
-                let _ = self.board.news.send(News::Event { event, wall });
+                self.board.tell(News::Event { event, wall });
                 if let Some((visit, picture)) = over {
-                    let visit = Arc::new(visit);
-                    let _ = self.board.news.send(News::Visit { visit, picture });
+                    self.board.tell(News::Visit { visit: Arc::new(visit), picture });
                 }
             }
         }

@@ -98,7 +98,7 @@ fn try_run(house: &Arc<House>, broker: &Broker) -> Result<(), MqttError> {
     runtime.block_on(async {
         let (client, connection) = AsyncClient::new(options, OUTGOING);
         let (hears, heard) = mpsc::channel(OUTGOING);
-        tokio::spawn(keep_connected(connection, hears));
+        tokio::spawn(keep_connected(connection, hears, tokio::time::sleep));
         Speaker::new(house, client).run(heard).await;
     });
     Ok(())
@@ -136,7 +136,11 @@ fn topic(settings: &MqttSettings, name: &str) -> String {
 }
 
 /// Connects again and again, with a longer pause each time.
-async fn keep_connected(mut connection: EventLoop, hears: mpsc::Sender<Heard>) {
+async fn keep_connected(
+    mut connection: EventLoop,
+    hears: mpsc::Sender<Heard>,
+    wait: impl AsyncFn(Duration),
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         let heard = match connection.poll().await {
@@ -157,7 +161,7 @@ async fn keep_connected(mut connection: EventLoop, hears: mpsc::Sender<Heard>) {
                 if hears.send(Heard::Down).await.is_err() {
                     return;
                 }
-                tokio::time::sleep(pause).await;
+                wait(pause).await;
                 pause = (2 * pause).min(LONGEST_PAUSE);
                 continue;
             }
@@ -362,7 +366,94 @@ fn latch_word(glance: &Glance, silent_after: Duration) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use jiff::Timestamp;
+    use pawlatch_core::event::Verdict;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpSocket, TcpStream};
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::owner::access::Access;
+    use crate::owner::board;
+    use crate::owner::settings::OwnerSettings;
+    use crate::owner::words::Visit;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn house(dir: &std::path::Path, broker: Broker) -> Arc<House> {
+        let mut settings = OwnerSettings::default();
+        settings.mqtt.broker = Some(broker);
+        let (_, _, board) = board::board();
+        let access = Access::open(dir).unwrap();
+        Arc::new(House::new(settings, dir.to_owned(), None, Clock::start(), board, access))
+    }
+
+    /// Waits for nothing but the pauses between two attempts, of which it only keeps the sum.
+    #[tokio::test]
+    async fn a_broker_gone_for_a_day_is_tried_each_minute_and_then_told_the_present_only() {
+        let dir = tempfile::tempdir().unwrap();
+        // Its port is taken, but nobody listens there.
+        let gone = TcpSocket::new_v4().unwrap();
+        gone.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = gone.local_addr().unwrap().port();
+        let broker = Broker { host: "127.0.0.1".to_owned(), port, tls: false };
+        let house = house(dir.path(), broker.clone());
+        let visit = |verdict| {
+            let (began, events) = (Timestamp::UNIX_EPOCH, Vec::new());
+            Visit { began, verdict: Some(verdict), events, goes_on: false }
+        };
+        let tell = |visit| {
+            house.board.tell(News::Visit { visit: Arc::new(visit), picture: None });
+        };
+
+        let (client, connection) =
+            AsyncClient::new(options(&house.settings.mqtt, &broker).unwrap(), OUTGOING);
+        let (hears, heard) = mpsc::channel(OUTGOING);
+        let (attempts, passed) = (Cell::new(0), Cell::new(Duration::ZERO));
+        let (evening, back) = (Notify::new(), Notify::new());
+        let wait = async |pause| {
+            attempts.set(attempts.get() + 1);
+            passed.set(passed.get() + pause);
+            tell(visit(Verdict::Overruled));
+            if passed.get() >= DAY {
+                evening.notify_one();
+                back.notified().await;
+            }
+        };
+        let afterwards = async {
+            evening.notified().await;
+            // One, two, four, ... 32 seconds, then 60 each.
+            assert_eq!(attempts.get(), 6 + (DAY.as_secs() - 63).div_ceil(60));
+            let found = gone.listen(1).unwrap();
+            back.notify_one();
+            let (mut stream, _) = found.accept().await.unwrap();
+            let mut said = Vec::new();
+            until(&mut stream, &mut said, &topic(&house.settings.mqtt, "available")).await;
+            stream.write_all(&[0x20, 2, 0, 0]).await.unwrap();
+            until(&mut stream, &mut said, "installed_version\":").await;
+            let words = |verdict| visit(verdict).sentence(&house.time_zone());
+            tell(visit(Verdict::Nobody));
+            until(&mut stream, &mut said, &words(Verdict::Nobody)).await;
+            let said = String::from_utf8_lossy(&said);
+            assert!(said.contains("online"), "{said}");
+            assert!(!said.contains(&words(Verdict::Overruled)), "{said}");
+        };
+        tokio::select! {
+            () = keep_connected(connection, hears, wait) => panic!("it gave up"),
+            () = Speaker::new(&house, client).run(heard) => panic!("it has nothing to say"),
+            () = afterwards => {}
+        }
+    }
+
+    /// Reads on until `wanted` was said.
+    async fn until(stream: &mut TcpStream, said: &mut Vec<u8>, wanted: &str) {
+        while !String::from_utf8_lossy(said).contains(wanted) {
+            assert_ne!(stream.read_buf(said).await.unwrap(), 0, "hung up before {wanted}");
+        }
+    }
 
     #[test]
     fn only_the_doors_own_commands_are_understood() {
