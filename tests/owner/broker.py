@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""The door and a real broker (mosquitto, with TLS and passwords), as Home Assistant would meet them.
+"""The door and a real broker (mosquitto, with TLS and passwords), as Home Assistant would meet them;
+and its page with the owner's certificate.
 
 usage: broker.py PAWLATCH MODELS_DIR OUT_DIR
 
 Needs Debian's mosquitto, mosquitto-clients and openssl. OUT_DIR gets what was announced
 (discovery.json), which ha_schema.py holds against Home Assistant's own schemas.
 """
+import http.client
 import json
 import os
 import pathlib
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 
 pawlatch, models, out = sys.argv[1:4]
 work = pathlib.Path(tempfile.mkdtemp(prefix="broker-"))
@@ -23,6 +27,7 @@ out = pathlib.Path(out)
 out.mkdir(parents=True, exist_ok=True)
 TOPIC = "home/door"
 PATIENCE = 240
+PASSWORD = "a good long one"
 
 
 def free_port():
@@ -45,7 +50,7 @@ def certificates():
        "-days", "2", "-out", "broker.pem", "-extfile", "ext")
 
 
-port = free_port()
+port, page = free_port(), free_port()
 certificates()
 (work / "passwords").write_text("")
 sh("mosquitto_passwd", "-b", "passwords", "door", "the door's password")
@@ -122,7 +127,9 @@ environment = {
     **os.environ,
     "PAWLATCH__CAMERA__SOURCE": "demo:",
     "PAWLATCH__JOURNAL__DIR": str(work / "journal"),
-    "PAWLATCH__PAGE__LISTEN": "",
+    "PAWLATCH__PAGE__LISTEN": f"127.0.0.1:{page}",
+    "PAWLATCH__PAGE__CERTIFICATE_PATH": str(work / "broker.pem"),
+    "PAWLATCH__PAGE__KEY_PATH": str(work / "broker.key"),
     "PAWLATCH__MQTT__BROKER": f"mqtts://localhost:{port}",
     "PAWLATCH__MQTT__CA_PATH": str(work / "ca.pem"),
     "PAWLATCH__MQTT__USERNAME": "door",
@@ -139,6 +146,33 @@ def start_door():
     return subprocess.Popen([pawlatch, "--models-dir", models, "run"], env=environment, stdout=log, stderr=log)
 
 
+def page_is_encrypted():
+    def ask(method, path, body=None, **headers):
+        trusted = ssl.create_default_context(cafile=work / "ca.pem")
+        there = http.client.HTTPSConnection("localhost", page, timeout=20, context=trusted)
+        there.request(method, path, body, headers)
+        answer = there.getresponse()
+        return answer, answer.read().decode()
+
+    form = urllib.parse.urlencode({"password": PASSWORD, "again": PASSWORD})
+    answer, _ = ask("POST", "/setup", form, **{"Content-Type": "application/x-www-form-urlencoded",
+                                               "Origin": f"https://localhost:{page}"})
+    assert answer.status == 303, answer.status
+    cookie = answer.headers["Set-Cookie"]
+    assert "; Secure" in cookie and "; HttpOnly" in cookie and "; SameSite=Strict" in cookie, cookie
+    answer, text = ask("GET", "/", Cookie=cookie.split(";")[0])
+    assert answer.status == 200 and "Let in once" in text, answer.status
+    # Whoever comes without encryption gets nothing.
+    with socket.create_connection(("127.0.0.1", page), 5) as plain:
+        plain.settimeout(20)
+        try:
+            plain.sendall(b"GET /login HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            said = plain.recv(1000)
+        except OSError:
+            said = b""
+    assert b"HTTP/1.1 200" not in said and b"Pawlatch" not in said, said
+
+
 broker = start_broker()
 # What the broker kept from before must not open the door.
 say(f"{TOPIC}/order", "hold_open", "-r")
@@ -149,6 +183,8 @@ try:
     listener.wait(f"{TOPIC}/available", lambda p: p == b"online")
     listener.wait(f"{TOPIC}/latch", lambda p: p == b"LOCKED")
     print("announced and available; the latch is seen locked")
+    page_is_encrypted()
+    print("the page speaks TLS with the owner's certificate, and nothing else")
 
     say(f"{TOPIC}/order", "hold_locked")
     listener.wait(f"{TOPIC}/state", state("held_locked"))
@@ -202,7 +238,7 @@ try:
     opened_before_asked = events.split("held locked by the owner")[0]
     assert "held open" not in opened_before_asked and "unlocked by the owner" not in events, "a kept command was obeyed"
     log = (work / "door.log").read_text()
-    assert "password" not in log.replace("passwords", ""), "no secret in the log"
+    assert not any(secret in log for secret in ("the door's password", PASSWORD)), "a secret in the log"
     print("what the broker had kept was not obeyed;", len(discovered), "entities announced")
 finally:
     listener.stop()

@@ -208,10 +208,27 @@ pub fn span(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
+/// A duration as a person would say it, never less than it is: "90 s", "2 min".
+pub fn roughly(duration: Duration) -> String {
+    match duration.as_secs_f64().ceil() as u64 {
+        seconds @ 0..=90 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_duration_is_never_said_shorter_than_it_is() {
+        for (millis, said) in
+            [(0, "0 s"), (1, "1 s"), (90_000, "90 s"), (90_001, "2 min"), (600_000, "10 min")]
+        {
+            assert_eq!(roughly(Duration::from_millis(millis)), said);
+        }
+    }
 
     /// What a reader takes out of a sentence.
     #[derive(Debug, PartialEq)]

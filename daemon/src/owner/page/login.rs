@@ -1,7 +1,6 @@
 //! The first run, logging in and out.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -13,6 +12,7 @@ use serde_json::json;
 use super::form::{self, Caller, Refusal, Sent};
 use super::{Page, Shared, layout};
 use crate::owner::access::{self, Attempt, MIN_PASSWORD};
+use crate::owner::words;
 
 /// `GET /login`
 pub(super) async fn page(State(page): Shared) -> Response {
@@ -79,19 +79,12 @@ pub(super) async fn log_in(State(page): Shared, sent: Sent) -> Result<Response, 
         house.audit(&who, "log in", outcome);
         let words = lockout.map_or_else(
             || "That is not the password.".to_owned(),
-            |wait| format!("That is not the password. Wait {}.", in_minutes(wait)),
+            |wait| format!("That is not the password. Wait {}.", words::roughly(wait)),
         );
         let page = log_in_page(&page, Some(&words));
         return Ok((axum::http::StatusCode::FORBIDDEN, page).into_response());
     }
     begin_session(&page, &who, &sent.caller)
-}
-
-fn in_minutes(wait: Duration) -> String {
-    match wait.as_secs() {
-        seconds @ 0..=90 => format!("{seconds} seconds"),
-        seconds => format!("{} minutes", seconds.div_ceil(60)),
-    }
 }
 
 fn begin_session(page: &Page, who: &str, caller: &Caller) -> Result<Response, Refusal> {

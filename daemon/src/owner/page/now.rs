@@ -1,5 +1,8 @@
 //! What is now, what can be ordered, and why the door last opened or stayed shut.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
@@ -28,6 +31,7 @@ pub(super) async fn page(
     let zone = page.house.time_zone();
     // A journal that cannot be read must not keep the owner from the buttons.
     let last = page.read(|archive| newest(archive, 3)).await.unwrap_or_default();
+    let held_for = page.house.linked().map(|link| link.config.door.hold_open_for);
     let buttons = Order::ALL.map(|order| (order, form::ticket(&page, &caller)));
     Ok(layout::page(
         "/",
@@ -46,7 +50,7 @@ pub(super) async fn page(
                         @for (order, ticket) in buttons {
                             form method="post" action={ "/act/" (order.name()) } data-fresh {
                                 (layout::ticket(&ticket?))
-                                button .(style(order)) type="submit" { (label(order)) span { (meaning(order)) } }
+                                button .(style(order)) type="submit" { (label(order)) span { (meaning(order, held_for)) } }
                             }
                         }
                     }
@@ -91,13 +95,16 @@ const fn label(order: Order) -> &'static str {
     }
 }
 
-const fn meaning(order: Order) -> &'static str {
+fn meaning(order: Order, held_for: Option<Duration>) -> Cow<'static, str> {
     match order {
-        Order::OpenOnce => "whoever stands there",
-        Order::Lock => "then by the rules again",
-        Order::HoldOpen => "for a while, for anybody",
-        Order::HoldLocked => "until you release it",
-        Order::Release => "the camera decides",
+        Order::OpenOnce => "whoever stands there".into(),
+        Order::Lock => "then by the rules again".into(),
+        Order::HoldOpen => held_for.map_or_else(
+            || "for anybody".into(),
+            |time| format!("{} for anybody", words::roughly(time)).into(),
+        ),
+        Order::HoldLocked => "until you release it".into(),
+        Order::Release => "the camera decides".into(),
     }
 }
 
@@ -168,12 +175,7 @@ const fn observed(position: Position) -> &'static str {
 /// What the door is doing, in words.
 fn doing(glance: &Glance) -> String {
     let left = |until: pawlatch_core::units::Uptime| {
-        let seconds = until.since(glance.at).as_secs_f64().ceil() as u64;
-        if seconds > 90 {
-            format!("{} more minutes", seconds.div_ceil(60))
-        } else {
-            format!("{seconds} more s")
-        }
+        format!("for {} more", words::roughly(until.since(glance.at)))
     };
     let whom = |whom: Whom| match whom {
         Whom::Dog => "the dog",
