@@ -216,8 +216,7 @@ impl Conv {
         }
     }
 
-    /// 1x1: split by pixels while there are many, or fewer panels than make equal shares; else by
-    /// panels of output channels.
+    /// 1x1: every input is read where it lies.
     fn run_in_place(&self, isa: Isa, inputs: &[&[f32]], other: Option<&[f32]>, y: Output) {
         let pixels = self.geometry.output_pixels();
         for tap in self.taps.iter().flatten() {
@@ -228,18 +227,7 @@ impl Conv {
         let places: Vec<Vec<*const f32>> =
             self.taps.iter().map(|taps| taps.iter().map(place).collect()).collect();
         let places = Places(places);
-        let threads = parallel::threads();
-        let few_panels = self.panels.len() < 3 * threads && pixels >= 48 * threads;
-        let by_pixels = few_panels || pixels >= 16 * threads * LANES;
-        let most = if by_pixels { pixels / 48 } else { self.panels.len() };
-        let pieces = parallel::pieces(self.geometry.macs(), most);
-        parallel::each(pieces, |i| {
-            let part = |len| parallel::part(len, i, pieces);
-            let (pixels, panels) = if by_pixels {
-                (part(pixels), 0..self.panels.len())
-            } else {
-                (0..pixels, part(self.panels.len()))
-            };
+        parallel::each_share(self.geometry.macs(), pixels, self.panels.len(), |pixels, panels| {
             let rows = Rows { count: 1, length: pixels.len(), pitch: 0, first: pixels.start };
             // SAFETY: every tap was checked above for all pixels; pieces write different pixels
             // or different blocks of `y`, which has the geometry's length.

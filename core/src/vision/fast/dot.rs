@@ -180,7 +180,6 @@ impl Pointwise {
         self.run_into::<BYTES, u8>(dot, x, None, y);
     }
 
-    /// Split by pixels while there are many, else by blocks of output channels.
     fn run_into<const TO: usize, T: Send>(
         &self,
         dot: Dot,
@@ -192,14 +191,7 @@ impl Pointwise {
         let (pixels, outputs) = (g.output_pixels(), blocks(g.cout));
         assert!(x.len() == blocks(g.cin) * pixels * LANES && y.len() == g.output_len());
         let y = Output::new(y);
-        let by_pixels = pixels >= 16 * parallel::threads() * LANES;
-        let pieces = parallel::pieces(g.macs() / 2, if by_pixels { pixels / 48 } else { outputs });
-        parallel::each(pieces, |i| {
-            let (all, blocks) = if by_pixels {
-                (parallel::part(pixels, i, pieces), 0..outputs)
-            } else {
-                (0..pixels, parallel::part(outputs, i, pieces))
-            };
+        parallel::each_share(g.macs() / 2, pixels, outputs, |all, blocks| {
             // Pixels whose inputs stay near while all weights pass.
             let groups = all.len().div_ceil((NEAR / g.cin).max(48)).max(1);
             for part in 0..groups {
