@@ -81,6 +81,9 @@ pub struct Recipe {
     pub accumulate: usize,
     /// Epochs without a better validation loss after which training stops; 0 is never.
     pub patience: usize,
+    /// Share of the trained weights in the result; the rest are the weights it began with (WiSE-FT,
+    /// Wortsman et al. 2022). Less is safer on pictures unlike those trained on.
+    pub blend: f32,
     /// Seed of order, dropout and mixing.
     pub seed: u64,
 }
@@ -105,6 +108,7 @@ impl Default for Recipe {
             ema: 0.0,
             accumulate: 1,
             patience: 5,
+            blend: 1.0,
             seed: 7,
         }
     }
@@ -123,6 +127,11 @@ impl Recipe {
         ensure!(self.accumulate > 0, "`accumulate` must be above 0");
         ensure!(self.rate > 0.0, "`rate` is {}; it must be above 0", self.rate);
         ensure!((0.0..1.0).contains(&self.warm_up), "`warm_up` is no share of 1");
+        ensure!(
+            self.blend > 0.0 && self.blend <= 1.0,
+            "`blend` is {}; it must be above 0 and at most 1",
+            self.blend
+        );
         let rising = self.milestones.windows(2).all(|w| w[0] < w[1]);
         let shares = self.milestones.iter().all(|m| *m > 0.0 && *m < 1.0);
         ensure!(rising && shares, "`milestones` must be shares of the training, rising");

@@ -45,24 +45,16 @@ pub struct Stage {
     pub cut: String,
     /// Distorted variants of each picture, the plain one included.
     pub variants: usize,
-    /// Share of the trained weights in the stage's result; the rest are the weights it began with
-    /// (WiSE-FT, Wortsman et al. 2022). Less is safer on pictures unlike those trained on.
-    #[serde(default = "whole")]
-    pub blend: f32,
     /// How it is trained.
     #[serde(default)]
     pub recipe: Recipe,
-}
-
-const fn whole() -> f32 {
-    1.0
 }
 
 impl Plan {
     /// A plan for a network whose embedding is called `features`: only a new head.
     pub fn head_only(side: usize, mean: [f32; 3], std: [f32; 3], seed: u64) -> Self {
         let recipe = Recipe { epochs: 30, batch: 64, rate: 2e-3, seed, ..Recipe::default() };
-        let stage = vec![Stage { cut: "features".into(), variants: 4, blend: 1.0, recipe }];
+        let stage = vec![Stage { cut: "features".into(), variants: 4, recipe }];
         let augmentation = Augmentation::default();
         Self {
             seen: Seen { side, mean, std, seed, augmentation },
@@ -160,26 +152,14 @@ pub fn retrain(
             Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?
                 .remembering(&back, device);
         let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
-        let kept = blended(&back, trained.net, stage.blend);
-        rows = logits(&kept, validate_cut, device, stage.recipe.batch)?;
-        rest = between.join(kept)?;
+        rows = logits(&trained.net, validate_cut, device, stage.recipe.batch)?;
+        rest = between.join(trained.net)?;
         history.push(trained.history);
     }
     net = front.join(rest)?;
     let (temperature, ece) = calibrate(&rows, &validate_classes, &class_of_label);
     let validation = judged(&rows, &validate_classes, &class_of_label);
     Ok(Retrained { net, labels, temperature, history, ece, validation })
-}
-
-/// `start` moved by `share` of the way to `trained`.
-fn blended(start: &Net, mut trained: Net, share: f32) -> Net {
-    for (name, param) in &mut trained.params {
-        let Some(start) = start.params.get(name) else { continue };
-        for (w, s) in param.data.iter_mut().zip(&start.data) {
-            *w = s + (*w - s) * share;
-        }
-    }
-    trained
 }
 
 /// The temperature in 0.25 to 4 with the least mean negative log-likelihood of the classes, by

@@ -169,8 +169,15 @@ impl<'a> Training<'a> {
             }
             self.save(&state)?;
         }
-        let (_, _, net) = state.best.context("no epoch was trained")?;
-        Ok(Trained { net, history: state.history })
+        let (_, _, mut best) = state.best.context("no epoch was trained")?;
+        let share = self.recipe.blend;
+        if share < 1.0 {
+            best = best.blended(net, share);
+            let (loss, accuracy) = self.objective.validate(&best, device)?;
+            let score = accuracy * 100.0;
+            println!("{share} of the way  validation {loss:.4}  score {score:.2} %");
+        }
+        Ok(Trained { net: best, history: state.history })
     }
 
     /// How many epochs ago the best one was, if that is more than patience allows.
@@ -360,8 +367,9 @@ impl<'a> Training<'a> {
         let note = dict.note().context("the checkpoint holds no state")?;
         let (recipe, step, best_at, history): (Recipe, usize, Option<(f32, usize)>, Vec<Epoch>) =
             serde_json::from_str(note)?;
+        // How much of it is taken is decided when it is over.
         ensure!(
-            recipe == *self.recipe,
+            Recipe { blend: self.recipe.blend, ..recipe } == *self.recipe,
             "{} belongs to another recipe: delete it or choose another directory",
             path.display()
         );

@@ -78,7 +78,7 @@ fn plan(epochs: usize) -> Plan {
     };
     let augmentation =
         Augmentation { smallest_crop: 0.8, rotate_degrees: 0.0, ..Augmentation::none() };
-    let stage = vec![Stage { cut: "image".into(), variants: 2, blend: 1.0, recipe }];
+    let stage = vec![Stage { cut: "image".into(), variants: 2, recipe }];
     Plan {
         seen: Seen { side: 32, mean: [127.0; 3], std: [64.0; 3], seed: 3, augmentation },
         fraction: 1.0,
@@ -339,11 +339,12 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
         let weights = net.params.iter().filter(|(_, p)| p.shape.len() > 1);
         weights.map(|(k, p)| difference(&p.data, &start.params[k].data)).fold(0.0, f32::max)
     };
-    // Half of the way, and held back by decay towards the start.
-    plan.stage[0].blend = 0.5;
-    let half = run(&plan, "half");
+    // Half of the way of the training that is over, and one held back by decay towards the start.
+    plan.stage[0].recipe.blend = 0.5;
+    let half = run(&plan, "free");
+    assert_eq!(half.history, free.history);
     assert!((moved(&half.net) - moved(&free.net) / 2.0).abs() < 1e-5);
-    plan.stage[0].blend = 1.0;
+    plan.stage[0].recipe.blend = 1.0;
     plan.stage[0].recipe.decay = 100.0;
     plan.stage[0].recipe.decay_towards = Anchor::Start;
     assert!(moved(&run(&plan, "held").net) < moved(&free.net) / 2.0);

@@ -387,6 +387,18 @@ impl Net {
         Ok((front, back))
     }
 
+    /// `start` moved by `share` of the way to this network, which was trained from it.
+    #[must_use]
+    pub fn blended(mut self, start: &Self, share: f32) -> Self {
+        for (name, param) in &mut self.params {
+            let Some(start) = start.params.get(name) else { continue };
+            for (w, s) in param.data.iter_mut().zip(&start.data) {
+                *w = s + (*w - s) * share;
+            }
+        }
+        self
+    }
+
     /// The inverse of [`Net::cut`].
     ///
     /// # Errors
