@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::conv::{Conv, convolve};
 use crate::net::shape::Shape;
 use crate::net::{Array, Net, Node, Op};
 
@@ -174,7 +175,16 @@ impl Model {
         let mut values: HashMap<&str, Tensor<4>> = HashMap::new();
         values.insert(&self.net.input, input);
         for node in &self.net.nodes {
+            if values.contains_key(node.output.as_str()) {
+                continue;
+            }
             let run = Step { model: self, shapes: &shapes, values: &values, node };
+            if let Some((reader, limits)) = self.limiter(node)
+                && let Some(y) = run.convolved(limits)?
+            {
+                values.insert(&reader.output, y);
+                continue;
+            }
             let dropout = if self.training { rng.as_deref_mut() } else { None };
             let y = run.output(dropout).with_context(|| format!("node '{}'", node.name))?;
             values.insert(&node.output, y);
@@ -186,6 +196,22 @@ impl Model {
             outputs: outputs.collect::<Result<_>>()?,
             shapes: self.net.outputs.iter().map(|o| shapes[o].clone()).collect(),
         })
+    }
+}
+
+impl Model {
+    /// What alone reads a convolution and only holds it within limits, and those.
+    fn limiter(&self, node: &Node) -> Option<(&Node, [f32; 2])> {
+        let read = |n: &&Node| n.inputs.contains(&node.output);
+        let mut readers = self.net.nodes.iter().filter(read);
+        let reader = readers.next()?;
+        let alone = readers.next().is_none() && !self.net.outputs.contains(&node.output);
+        let limits = match (&node.op, &reader.op) {
+            (Op::Conv { .. }, Op::Clip { low, high }) => [*low, *high],
+            (Op::Conv { .. }, Op::Relu) => [0.0, f32::INFINITY],
+            _ => return None,
+        };
+        alone.then_some((reader, limits))
     }
 }
 
@@ -211,12 +237,13 @@ impl Step<'_> {
     fn output(&self, rng: Option<&mut StdRng>) -> Result<Tensor<4>> {
         let x = || self.value(0);
         Ok(match &self.node.op {
-            Op::Conv { stride: [1, 1], pads: [0, 0, 0, 0], groups: 1, .. }
-                if self.is_pointwise() =>
-            {
-                self.pointwise(x()?)?
-            }
             Op::Conv { stride, pads, dilation, groups } => {
+                if let Some(y) = self.convolved(Conv::FREE)? {
+                    return Ok(y);
+                }
+                if (*stride, *pads, *groups) == ([1, 1], [0; 4], 1) && self.is_pointwise() {
+                    return self.pointwise(x()?);
+                }
                 let options =
                     ConvOptions::new_with_padding(*stride, sides(*pads), *dilation, *groups);
                 conv2d(x()?, self.weight()?, self.bias(), options)
@@ -319,6 +346,13 @@ impl Step<'_> {
 
     fn bias(&self) -> Option<Tensor<1>> {
         self.node.inputs.get(2).and_then(|n| self.model.params.get(n)).cloned()
+    }
+
+    /// A convolution held within `limits`, where it can be done in one step.
+    fn convolved(&self, limits: [f32; 2]) -> Result<Option<Tensor<4>>> {
+        let Op::Conv { stride, pads, dilation: [1, 1], .. } = self.node.op else { return Ok(None) };
+        let conv = Conv { stride, pads, limits };
+        Ok(convolve(&self.value(0)?, &self.weight()?, self.bias().as_ref(), conv))
     }
 
     fn is_pointwise(&self) -> bool {

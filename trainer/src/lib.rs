@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod cache;
+mod conv;
 pub mod data;
 pub mod detector;
 pub mod engine;

@@ -243,6 +243,54 @@ fn every_operation_and_its_gradient_match_plain_f64() {
     }
 }
 
+/// A convolution that is held within limits is one step where nothing else reads it; with an
+/// `Identity` between the two it is not.
+#[test]
+fn a_convolution_within_limits_is_the_same_in_one_step_and_in_two() {
+    let conv = |stride, pads, groups| Op::Conv { stride, pads, dilation: [1, 1], groups };
+    let clip = Op::Clip { low: -0.3, high: 0.4 };
+    let cases = [
+        (conv([1, 1], [0; 4], 1), vec![5, 4, 1, 1], true, &clip),
+        (conv([1, 1], [0; 4], 1), vec![5, 4, 1, 1], false, &Op::Relu),
+        (conv([1, 1], [1; 4], 4), vec![4, 1, 3, 3], true, &clip),
+        (conv([2, 2], [0, 0, 1, 1], 4), vec![4, 1, 3, 3], true, &Op::Relu),
+        (conv([2, 1], [2, 1, 0, 3], 4), vec![4, 1, 5, 2], false, &clip),
+        (conv([3, 3], [1; 4], 4), vec![4, 1, 1, 4], true, &clip),
+        (conv([1, 1], [1; 4], 1), vec![3, 4, 3, 3], true, &clip),
+    ];
+    let (x, shape) = (random(2 * 4 * 23 * 37, 5), [2, 4, 23, 37]);
+    for (op, weights, biased, limit) in cases {
+        let name = format!("{op:?} {limit:?}");
+        let mut params = vec![("w", weights.clone())];
+        params.extend(biased.then(|| ("b", vec![weights[0]])));
+        let run = |apart: bool| {
+            let mut net = one_node(op.clone(), shape, &params);
+            let scaled = Array::new(vec![4, 1, 1], vec![0.5, 1.0, -1.0, 2.0]).unwrap();
+            net.params.insert("s".into(), scaled);
+            // So that there is a gradient of the input.
+            net.nodes[0].inputs[0] = net.push("scaled", Op::Mul, &["x", "s"]);
+            net.nodes.rotate_right(1);
+            let y = if apart { net.push("apart", Op::Identity, &["y"]) } else { "y".into() };
+            net.outputs = vec![net.push("limited", limit.clone(), &[&y])];
+            let model = Model::trainable(net, &device("cpu").unwrap());
+            let input = model.batch(x.clone(), shape).unwrap();
+            let y = model.forward(input, None).unwrap().output(0).unwrap();
+            let weights = random(y.dims().iter().product(), 6);
+            let weights = burn::tensor::TensorData::new(weights, y.dims());
+            let weights = burn::tensor::Tensor::<4>::from_data(weights, model.device());
+            let grads = (y.clone() * weights).sum().backward();
+            let slopes = model.params().map(|(_, p)| to_host(p.grad(&grads).unwrap()).unwrap());
+            (to_host(y).unwrap(), slopes.collect::<Vec<_>>())
+        };
+        let ((one, one_slopes), (two, two_slopes)) = (run(false), run(true));
+        assert!(difference(&one, &two) < 1e-5, "{name}");
+        for (a, b) in one_slopes.iter().zip(&two_slopes) {
+            let largest = b.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+            assert!(difference(a, b) < 1e-5 * largest, "{name}: {}", difference(a, b));
+        }
+    }
+}
+
 fn check_gradient(net: &Net, name: &str) {
     let shape = [2, 4, 6, 5];
     let x = random(240, 1);
