@@ -16,12 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 const GRAIN: usize = 250_000;
 /// Looks for a piece before a waiting thread lets others have its core for a moment.
 const PATIENCE: u32 = 1 << 9;
-/// Inferences that a thread does alone after one in which the others hardly helped.
-const ALONE_FOR: u32 = 31;
 
 thread_local! {
-    /// Inferences that this thread still does alone.
-    static ALONE: Cell<u32> = const { Cell::new(0) };
     /// The threads that wait for pieces of what this one does.
     static CREW: Cell<Option<*const Crew>> = const { Cell::new(None) };
 }
@@ -35,10 +31,6 @@ struct Crew {
     round: AtomicUsize,
     /// Helpers that may hold a reference to the job.
     inside: AtomicUsize,
-    /// Pieces that helpers have done.
-    helped: AtomicUsize,
-    /// Pieces there were.
-    pieces: AtomicUsize,
     over: AtomicBool,
 }
 
@@ -52,16 +44,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Does pieces while there are any; how many.
-    fn help(&self) -> usize {
-        let mut done = 0;
+    fn help(&self) {
         loop {
             let piece = self.next.fetch_add(1, Ordering::Relaxed);
             if piece >= self.pieces {
-                return done;
+                return;
             }
             (self.work)(piece);
-            done += 1;
         }
     }
 }
@@ -97,7 +86,7 @@ impl Crew {
             // SAFETY: the leader keeps the job until it has taken it away and then seen nobody
             // inside. We counted ourselves in before we saw it, in one order with both.
             if let Some(job) = unsafe { job.as_ref() } {
-                self.helped.fetch_add(job.help(), Ordering::Relaxed);
+                job.help();
             }
         }
     }
@@ -120,19 +109,9 @@ impl Crew {
         // The lifetime is lifted while `away` lives; it ends before `job` does.
         self.job.store(ptr::from_ref(&job).cast_mut().cast(), Ordering::SeqCst);
         self.round.fetch_add(1, Ordering::Release);
-        self.pieces.fetch_add(pieces, Ordering::Relaxed);
         job.help();
         drop(away);
         assert!(!job.failed.load(Ordering::Relaxed), "an operator failed on another thread");
-    }
-
-    /// Whether the helpers did less than a quarter of what would be their share: other programs use
-    /// their cores. While one does on two cores, half of all inferences see them do less than 7 %,
-    /// and else one in a hundred less than 28 %; a quarter is 12.5 %.
-    fn deserted(&self) -> bool {
-        let (helped, pieces) =
-            (self.helped.load(Ordering::Relaxed), self.pieces.load(Ordering::Relaxed));
-        4 * helped * self.threads < pieces * (self.threads - 1)
     }
 }
 
@@ -146,8 +125,7 @@ fn wait(looks: &mut u32) {
 }
 
 /// Runs `work` with the other threads of the rayon pool it is called in, if any, waiting for the
-/// pieces of its operators. Where these had other programs to make way for, the next times are done
-/// alone, which is quicker then.
+/// pieces of its operators.
 ///
 /// # Panics
 /// If a piece does.
@@ -157,17 +135,11 @@ pub fn together<R>(work: impl FnOnce() -> R) -> R {
     if threads == 1 || CREW.get().is_some() {
         return work();
     }
-    if let Some(left) = ALONE.get().checked_sub(1) {
-        ALONE.set(left);
-        return work();
-    }
     let crew = Crew {
         threads,
         job: AtomicPtr::new(ptr::null_mut()),
         round: AtomicUsize::new(0),
         inside: AtomicUsize::new(0),
-        helped: AtomicUsize::new(0),
-        pieces: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     };
     /// Sends the crew home, also when the work panicked.
@@ -188,9 +160,6 @@ pub fn together<R>(work: impl FnOnce() -> R) -> R {
         CREW.set(Some(&raw const crew));
         let result = work();
         drop(over);
-        if crew.deserted() {
-            ALONE.set(ALONE_FOR);
-        }
         result
     })
 }
@@ -276,8 +245,6 @@ impl<T> Output<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     fn pool(threads: usize) -> rayon::ThreadPool {
@@ -315,27 +282,6 @@ mod tests {
                     }
                 });
             });
-        });
-    }
-
-    #[test]
-    fn whoever_gets_no_help_goes_on_alone_for_a_while() {
-        let pool = pool(2);
-        let (begin, begun) = mpsc::channel();
-        let (end, ended) = mpsc::channel();
-        pool.spawn(move || {
-            begin.send(()).unwrap();
-            ended.recv().unwrap();
-        });
-        begun.recv().unwrap();
-        pool.install(|| {
-            // The other thread comes when all has been done.
-            together(|| {
-                each(9, |_| ());
-                end.send(()).unwrap();
-            });
-            assert!((0..ALONE_FOR).all(|_| together(threads) == 1));
-            assert_eq!(together(threads), 2);
         });
     }
 
