@@ -212,7 +212,8 @@ impl NullaryFnOnce for Limit<'_> {
     #[inline(always)]
     fn call(self) {
         for v in self.plane {
-            *v = (*v + self.bias).max(self.low).min(self.high);
+            // Not `max` and `min`, which make a number of what is none.
+            *v = (*v + self.bias).clamp(self.low, self.high);
         }
     }
 }
@@ -232,7 +233,7 @@ impl NullaryFnOnce for HoldBack<'_> {
         for (g, y) in self.grad.iter_mut().zip(self.y) {
             *g = if *y > self.low && *y < self.high { *g } else { 0.0 };
         }
-        dot(self.grad, None)
+        sum(self.grad)
     }
 }
 
@@ -274,25 +275,23 @@ impl NullaryFnOnce for Back<'_> {
     }
 }
 
-/// The sum of `a`, each times its partner in `b` if there is one.
 #[inline(always)]
-fn dot(a: &[f32], b: Option<&[f32]>) -> f32 {
+fn sum(values: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
-    let (whole, rest) = a.as_chunks::<LANES>();
-    match b {
-        None => {
-            whole.iter().for_each(|a| lanes.iter_mut().zip(a).for_each(|(lane, a)| *lane += a));
-            lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
-        }
-        Some(b) => {
-            let (pairs, left) = b.as_chunks::<LANES>();
-            for (a, b) in whole.iter().zip(pairs) {
-                lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * b);
-            }
-            let rest: f32 = rest.iter().zip(left).map(|(a, b)| a * b).sum();
-            lanes.iter().sum::<f32>() + rest
-        }
+    let (whole, rest) = values.as_chunks::<LANES>();
+    whole.iter().for_each(|v| lanes.iter_mut().zip(v).for_each(|(lane, v)| *lane += v));
+    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
+/// The sum of products.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * b);
     }
+    lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
 /// The sum of `n` arrays that lie one after the other.
@@ -348,11 +347,15 @@ impl Plane {
         self.stride[1] * self.run()
     }
 
+    /// Rows of the copy.
+    const fn height(&self) -> usize {
+        (self.output[0] - 1) * self.stride[0] + self.kernel[0]
+    }
+
     /// Rows of the copy that the picture lies in, each with its row of the picture.
     fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
-        let all = (self.output[0] - 1) * self.stride[0] + self.kernel[0];
-        let (top, height) = (self.before[0], self.size[0]);
-        (top..all.min(top + height)).map(move |row| (row, row - top))
+        let top = self.before[0];
+        (top..self.height().min(top + self.size[0])).map(move |row| (row, row - top))
     }
 
     /// Places in a row of the copy, one for each column of the picture that any tap meets.
@@ -363,9 +366,10 @@ impl Plane {
         (left..left + met).map(move |column| column % stride * run + column / stride)
     }
 
-    /// Where the inputs of output row `row` lie that tap `[ky, kx]` meets.
+    /// Where the inputs of output row `row` lie that a tap meets.
     #[inline(always)]
-    fn met(&self, row: usize, ky: usize, kx: usize) -> std::ops::Range<usize> {
+    fn met(&self, row: usize, tap: usize) -> std::ops::Range<usize> {
+        let (ky, kx) = (tap / self.kernel[1], tap % self.kernel[1]);
         let start = (row * self.stride[0] + ky) * self.pitch()
             + kx % self.stride[1] * self.run()
             + kx / self.stride[1];
@@ -375,8 +379,7 @@ impl Plane {
     #[inline(always)]
     fn clear(&self, room: &mut Vec<f32>) {
         room.clear();
-        let rows = (self.output[0] - 1) * self.stride[0] + self.kernel[0];
-        room.resize(rows * self.pitch(), 0.0);
+        room.resize(self.height() * self.pitch(), 0.0);
     }
 
     #[inline(always)]
@@ -398,7 +401,7 @@ impl Plane {
         self.copy(x, room);
         for (row, y) in y.chunks_mut(self.output[1]).enumerate() {
             for (tap, weight) in weight.iter().enumerate() {
-                let met = &room[self.met(row, tap / self.kernel[1], tap % self.kernel[1])];
+                let met = &room[self.met(row, tap)];
                 y.iter_mut().zip(met).for_each(|(y, x)| *y += weight * x);
             }
         }
@@ -424,8 +427,8 @@ impl Plane {
     fn weigh(&self, grad: &[f32], dw: &mut [f32], room: &[f32]) {
         for (tap, dw) in dw.iter_mut().enumerate() {
             for (row, grad) in grad.chunks(self.output[1]).enumerate() {
-                let met = &room[self.met(row, tap / self.kernel[1], tap % self.kernel[1])];
-                *dw += dot(grad, Some(met));
+                let met = &room[self.met(row, tap)];
+                *dw += dot(grad, met);
             }
         }
     }
@@ -436,7 +439,7 @@ impl Plane {
         self.clear(room);
         for (row, grad) in grad.chunks(self.output[1]).enumerate() {
             for (tap, weight) in weight.iter().enumerate() {
-                let met = self.met(row, tap / self.kernel[1], tap % self.kernel[1]);
+                let met = self.met(row, tap);
                 room[met].iter_mut().zip(grad).for_each(|(x, g)| *x += weight * g);
             }
         }

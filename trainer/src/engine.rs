@@ -197,9 +197,7 @@ impl Model {
             shapes: self.net.outputs.iter().map(|o| shapes[o].clone()).collect(),
         })
     }
-}
 
-impl Model {
     /// What alone reads a convolution and only holds it within limits, and those.
     fn limiter(&self, node: &Node) -> Option<(&Node, [f32; 2])> {
         let read = |n: &&Node| n.inputs.contains(&node.output);
