@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let noise = Noise { pictures: batch * steps, began: RefCell::default() };
     let recipe = Recipe { epochs: 1, batch, rate: 1e-6, ema: 0.98, ..Recipe::default() };
     let dir = tempfile::tempdir()?;
-    Training::new(&recipe, &noise, dir.path()).run(&net, &engine::device("cpu")?)?;
+    Training::new(&recipe, &noise, dir.path()).run(&net, &[engine::device("cpu")?])?;
     let began = noise.began.borrow();
     let mut seconds: Vec<f64> = began.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
     seconds.sort_by(f64::total_cmp);

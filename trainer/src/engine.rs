@@ -17,21 +17,38 @@ use crate::conv::{Conv, convolve};
 use crate::net::shape::Shape;
 use crate::net::{Array, Net, Node, Op};
 
-/// The back ends that were built in, by the name `--device` takes.
+/// A device by the name `--device` takes: a back end that was built in, and after a colon which of
+/// its devices, `cuda:1`.
 ///
 /// # Errors
 /// If the name is unknown or the back end was not built in.
 pub fn device(name: &str) -> Result<Device> {
-    match name {
-        "cpu" => Ok(Device::flex()),
+    let (kind, number) = match name.split_once(':') {
+        Some((kind, number)) => (kind, Some(number)),
+        None => (name, None),
+    };
+    let number: Option<usize> = number
+        .map(str::parse)
+        .transpose()
+        .with_context(|| format!("'{name}': after the colon comes the number of a device"))?;
+    match (kind, number) {
+        ("cpu", None) => Ok(Device::flex()),
         #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(Device::vulkan(burn::tensor::DeviceKind::default())),
+        ("vulkan", None) => Ok(Device::vulkan(burn::tensor::DeviceKind::default())),
+        #[cfg(feature = "vulkan")]
+        ("vulkan", Some(n)) => Ok(Device::vulkan(burn::tensor::DeviceKind::DiscreteGpu(n))),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", None) => Ok(Device::wgpu(burn::tensor::DeviceKind::default())),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", Some(n)) => Ok(Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(n))),
         #[cfg(feature = "cuda")]
-        "cuda" => Ok(Device::cuda(0usize)),
-        "vulkan" | "cuda" => {
-            bail!("this trainer was built without {name}: build it with --features {name}")
+        ("cuda", n) => Ok(Device::cuda(n.unwrap_or(0))),
+        ("vulkan" | "wgpu" | "cuda", _) => {
+            bail!("this trainer was built without {kind}: build it with --features {kind}")
         }
-        other => bail!("device '{other}' is unknown; cpu, vulkan and cuda are"),
+        _ => bail!(
+            "device '{name}' is unknown; cpu, vulkan, wgpu and cuda are, and cuda:1 and the like"
+        ),
     }
 }
 
@@ -135,6 +152,17 @@ impl Model {
             let shape = &self.net.params[name].shape;
             let new = update(name, shape, param.clone().inner(), grad.clone());
             *param = Tensor::from_inner(new).require_grad();
+        }
+    }
+
+    /// Takes the parameters of another model of the same network, on whatever device.
+    pub fn follow(&mut self, other: &Self) {
+        for (name, param) in &mut self.params {
+            if param.is_require_grad() {
+                let here = param.clone().inner().device();
+                let new = other.params[name].clone().inner().to_device(&here);
+                *param = Tensor::from_inner(new).require_grad();
+            }
         }
     }
 

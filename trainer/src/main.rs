@@ -200,9 +200,10 @@ struct RetrainArgs {
     /// Where caches and checkpoints are kept.
     #[arg(long)]
     work_dir: Option<PathBuf>,
-    /// cpu, vulkan or cuda.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    /// cpu, vulkan, wgpu or cuda, or one of several as cuda:1. A list, cuda:0,cuda:1, shares the
+    /// pictures of each step.
+    #[arg(long, value_delimiter = ',', default_value = "cpu")]
+    device: Vec<String>,
     /// Name in the manifest; the directory's if absent.
     #[arg(long)]
     name: Option<String>,
@@ -221,6 +222,10 @@ struct RetrainArgs {
 }
 
 impl RetrainArgs {
+    fn devices(&self) -> Result<Vec<burn::tensor::Device>> {
+        self.device.iter().map(|name| engine::device(name)).collect()
+    }
+
     fn work_dir(&self) -> PathBuf {
         self.work_dir.clone().unwrap_or_else(|| default_work_dir(&self.out))
     }
@@ -430,7 +435,7 @@ fn dataset(command: DatasetCommand) -> Result<()> {
 }
 
 fn run_retrain(args: &RetrainArgs) -> Result<()> {
-    let device = engine::device(&args.device)?;
+    let devices = args.devices()?;
     let data = Dataset::load(&args.data)?;
     let base = Base::load(&args.base)?;
     let plan = match &args.plan {
@@ -438,7 +443,7 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
         None => retrain::Plan::head_only(base.net.shape_at(224)[2], [127.0; 3], [128.0; 3], 7),
     };
     let (plan, trained) = args.each(plan, |plan, work| {
-        let trained = retrain::retrain(&base, &data, plan, work, &device)?;
+        let trained = retrain::retrain(&base, &data, plan, work, &devices)?;
         let (validation, history) = (trained.validation, trained.history.clone());
         Ok(Tried { result: trained, validation, history })
     })?;
@@ -446,23 +451,23 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
         "temperature {:.3}; calibration error {:.4} before, {:.4} after",
         trained.temperature, trained.ece.0, trained.ece.1
     );
-    export::classifier(&args.out, &trained, &data, &plan, &args.card(), &device)?;
+    export::classifier(&args.out, &trained, &data, &plan, &args.card(), &devices[0])?;
     args.finished(&trained.history)
 }
 
 fn run_detector(args: &RetrainArgs, finish: bool) -> Result<()> {
     use detector::train;
 
-    let device = engine::device(&args.device)?;
+    let devices = args.devices()?;
     let data = Dataset::load(&args.data)?;
     let path = args.plan.as_deref().context("a detector needs a --plan")?;
     let base = Net::load(&args.base)?;
     let (plan, (net, history)) = args.each(train::Plan::load(path)?, |plan, work| {
-        let (net, history) = train::train(&base, &data, plan, work, &device, finish)?;
+        let (net, history) = train::train(&base, &data, plan, work, &devices, finish)?;
         let validation = train::best(&history);
         Ok(Tried { result: (net, history.clone()), validation, history })
     })?;
-    train::export(&args.out, &net, &data, &plan, &history, &args.card(), &device)?;
+    train::export(&args.out, &net, &data, &plan, &history, &args.card(), &devices[0])?;
     args.finished(&history)
 }
 

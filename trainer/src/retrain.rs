@@ -100,8 +100,9 @@ pub fn retrain(
     data: &Dataset,
     plan: &Plan,
     work: &Work,
-    device: &Device,
+    devices: &[Device],
 ) -> Result<Retrained> {
+    let device = devices.first().context("there is no device to train on")?;
     let Headed { mut net, labels, class_of_label } =
         base.headed(&data.classes, &plan.head, plan.seen.seed)?;
     let side = plan.seen.side;
@@ -151,7 +152,7 @@ pub fn retrain(
         let objective =
             Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?
                 .remembering(&back, device);
-        let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, device)?;
+        let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, devices)?;
         rows = logits(&trained.net, validate_cut, device, stage.recipe.batch)?;
         rest = between.join(trained.net)?;
         history.push(trained.history);

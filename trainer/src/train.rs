@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -56,8 +56,11 @@ pub struct Trained {
     pub history: Vec<Epoch>,
 }
 
+/// Gradients by parameter.
+type Slopes = BTreeMap<String, Tensor<1>>;
+
 /// What is trained for: a loss on training examples, and a judgement on others.
-pub trait Objective {
+pub trait Objective: Sync {
     /// Number of training examples.
     fn len(&self) -> usize;
     /// Whether there is none.
@@ -106,6 +109,8 @@ pub struct Classification<'a> {
 /// State that a checkpoint keeps, but for `start`, which the caller gives again.
 struct State {
     model: Model,
+    /// The same network on the other devices.
+    replicas: Vec<Model>,
     /// Weights that decay pulls towards; empty if that is nought.
     start: BTreeMap<String, Tensor<1>>,
     moments: BTreeMap<String, [Tensor<1>; 2]>,
@@ -121,22 +126,29 @@ impl<'a> Training<'a> {
         Self { recipe, objective, dir: dir.into() }
     }
 
-    /// Trains `net`, or goes on from the last checkpoint in the directory.
+    /// Trains `net`, or goes on from the last checkpoint in the directory. Several devices share
+    /// the pictures of each step; the first does everything else as well.
     ///
     /// # Errors
-    /// If the loss is not a number, or the disk is full.
-    pub fn run(&self, net: &Net, device: &Device) -> Result<Trained> {
-        self.run_until(net, device, self.recipe.epochs)
+    /// If the loss is not a number, the disk is full or there is no device.
+    pub fn run(&self, net: &Net, devices: &[Device]) -> Result<Trained> {
+        self.run_until(net, devices, self.recipe.epochs)
     }
 
     /// As [`Training::run`], but stops after `last` epochs as if killed there.
     ///
     /// # Errors
     /// As [`Training::run`].
-    pub fn run_until(&self, net: &Net, device: &Device, last: usize) -> Result<Trained> {
+    pub fn run_until(&self, net: &Net, devices: &[Device], last: usize) -> Result<Trained> {
+        let [device, others @ ..] = devices else { bail!("there is no device to train on") };
         std::fs::create_dir_all(&self.dir)
             .with_context(|| format!("cannot make {}", self.dir.display()))?;
         let mut state = self.resume(net, device)?;
+        for other in others {
+            let mut replica = self.load(net.clone(), other);
+            replica.follow(&state.model);
+            state.replicas.push(replica);
+        }
         let per_epoch = self.objective.len().div_ceil(self.recipe.batch);
         let steps = per_epoch * self.recipe.epochs;
         println!("{}", self.recipe.preview());
@@ -204,10 +216,9 @@ impl<'a> Training<'a> {
         let mut order: Vec<usize> = (0..self.objective.len()).collect();
         order.shuffle(&mut rng);
         let bar = bar(per_epoch as u64, &format!("epoch {}/{}", epoch + 1, r.epochs));
-        let (mut total, mut held): (f64, Option<BTreeMap<String, Tensor<1>>>) = (0.0, None);
+        let (mut total, mut held): (f64, Option<Slopes>) = (0.0, None);
         for (i, batch) in order.chunks(r.batch).enumerate() {
-            let loss = self.objective.loss(&state.model, batch, &mut rng)?;
-            let value: f32 = to_host(loss.clone().inner())?[0];
+            let (value, slopes) = self.slopes(state, batch, &mut rng)?;
             ensure!(
                 value.is_finite(),
                 "the loss is {value} in epoch {} at step {}: the learning rate {} is too high, or a picture's \
@@ -217,8 +228,10 @@ impl<'a> Training<'a> {
                 r.rate
             );
             total += f64::from(value);
-            let grads = loss.backward();
-            held = Some(sum(held, &state.model, &grads));
+            held = Some(match held.take() {
+                Some(before) => sum(before, slopes, 1.0),
+                None => slopes,
+            });
             if ((i + 1) % r.accumulate == 0 || i + 1 == per_epoch)
                 && let Some(sums) = held.take()
             {
@@ -232,12 +245,48 @@ impl<'a> Training<'a> {
         Ok((total / per_epoch as f64) as f32)
     }
 
-    fn update(
-        &self,
-        state: &mut State,
-        sums: BTreeMap<String, Tensor<1>>,
-        rate: f32,
-    ) -> Result<()> {
+    /// The loss of a batch and its gradients. Every device answers for its share of the pictures,
+    /// so what is random is drawn for each share: the number of devices decides it, not their
+    /// pace.
+    fn slopes(&self, state: &State, batch: &[usize], rng: &mut StdRng) -> Result<(f32, Slopes)> {
+        let each = batch.len().div_ceil(1 + state.replicas.len());
+        let (own, rest) = batch.split_at(each);
+        let of = |model: &Model, share: &[usize], rng: &mut StdRng| -> Result<_> {
+            let loss = self.objective.loss(model, share, rng)?;
+            let value = to_host(loss.clone().inner())?[0];
+            let grads = loss.backward();
+            let slopes =
+                model.params().filter_map(|(name, p)| Some((name.to_owned(), p.grad(&grads)?)));
+            Ok((value, slopes.collect::<Slopes>()))
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = state
+                .replicas
+                .iter()
+                .zip(rest.chunks(each))
+                .map(|(replica, share)| {
+                    let mut rng = StdRng::from_rng(rng);
+                    (share.len(), scope.spawn(move || of(replica, share, &mut rng)))
+                })
+                .collect();
+            let (mut loss, mut slopes) = of(&state.model, own, rng)?;
+            // The mean over all pictures, whoever saw them.
+            for (n, other) in others {
+                let other = other.join().map_err(|_| anyhow!("a device's thread has failed"))?;
+                let (other_loss, others) = other?;
+                let ratio = n as f32 / own.len() as f32;
+                loss += other_loss * ratio;
+                slopes = sum(slopes, others, ratio);
+            }
+            let scale = own.len() as f32 / batch.len() as f32;
+            if scale < 1.0 {
+                slopes.values_mut().for_each(|s| *s = s.clone() * scale);
+            }
+            Ok((loss * scale, slopes))
+        })
+    }
+
+    fn update(&self, state: &mut State, sums: Slopes, rate: f32) -> Result<()> {
         let r = self.recipe;
         let mut scale = 1.0 / r.accumulate as f32;
         if r.clip > 0.0 {
@@ -276,6 +325,9 @@ impl<'a> Training<'a> {
                 }
             }
         });
+        for replica in &mut state.replicas {
+            replica.follow(&state.model);
+        }
         if r.ema > 0.0 {
             // Early on the mean follows quickly, so that it does not remember the start.
             let keep = r.ema.min((1 + state.step) as f32 / (10 + state.step) as f32);
@@ -344,6 +396,7 @@ impl<'a> Training<'a> {
     fn resume(&self, net: &Net, device: &Device) -> Result<State> {
         let mut state = State {
             model: self.load(net.clone(), device),
+            replicas: Vec::new(),
             start: BTreeMap::new(),
             moments: BTreeMap::new(),
             mean: BTreeMap::new(),
@@ -560,21 +613,19 @@ pub fn class_log_probs(logits: &[f32], class_of_label: &[usize], temperature: f3
     sums.iter().map(|s| (s / total).max(1e-30).ln() as f32).collect()
 }
 
-fn sum(
-    held: Option<BTreeMap<String, Tensor<1>>>,
-    model: &Model,
-    grads: &Gradients,
-) -> BTreeMap<String, Tensor<1>> {
-    let mut held = held.unwrap_or_default();
-    for (name, param) in model.params() {
-        let Some(grad) = param.grad(grads) else { continue };
-        let sum = match held.remove(name) {
-            Some(before) => before + grad,
-            None => grad,
+/// `a + share * b`, where `a` is.
+fn sum(mut a: Slopes, b: Slopes, share: f32) -> Slopes {
+    for (name, slope) in b {
+        let sum = match a.remove(&name) {
+            Some(before) => {
+                let slope = slope.to_device(&before.device());
+                before + if share == 1.0 { slope } else { slope * share }
+            }
+            None => slope * share,
         };
-        held.insert(name.into(), sum);
+        a.insert(name, sum);
     }
-    held
+    a
 }
 
 /// Mixes each row with another by a random share up to `most`.

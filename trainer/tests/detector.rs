@@ -97,7 +97,7 @@ fn a_few_pictures_are_learnt_by_heart_and_written_for_the_door() {
     let pool = Op::AveragePool { kernel: [2; 2], stride: [2; 2], pads: [0; 4], count_pads: true };
     base.push("deep", pool, &["b5.pw.act"]);
     let plan: Plan = toml::from_str(PLAN).unwrap();
-    let device = device("cpu").unwrap();
+    let device = [device("cpu").unwrap()];
     let (net, history) = train(&base, &data, &plan, &Work::at(dir.path()), &device, false).unwrap();
     // Finished, it is what the epochs so far made of it; where there are none there is nothing.
     let again = |work: &Work| train(&base, &data, &plan, work, &device, true);
@@ -108,7 +108,7 @@ fn a_few_pictures_are_learnt_by_heart_and_written_for_the_door() {
     assert!(losses[149] < losses[0] / 3.0, "{losses:?}");
     let card = Card { name: "painted".into(), ..Card::nameless() };
     let out = dir.path().join("painted");
-    export(&out, &net, &data, &plan, &history, &card, &device).unwrap();
+    export(&out, &net, &data, &plan, &history, &card, &device[0]).unwrap();
     let report = score(load_model(&out).unwrap(), &data, Split::Validate, None).unwrap();
     assert!(report.mean_ap50() > 0.95, "{}", report.text());
     assert_eq!((report.cat_called_dog.hits, report.single_over_50.hits), (0, 4));

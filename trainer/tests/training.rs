@@ -101,7 +101,7 @@ fn small_net() -> Net {
 fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), 40);
-    let cpu = device("cpu").unwrap();
+    let cpu = [device("cpu").unwrap()];
     let run = |work: &str| {
         retrain(&base(), &data, &plan(6), &Work::at(&dir.path().join(work)), &cpu).unwrap()
     };
@@ -112,14 +112,11 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
     assert_eq!(first.net, run("b").net);
 }
 
-#[test]
-fn a_run_that_was_stopped_ends_as_one_that_was_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dataset(dir.path(), 16);
-    let (cpu, net) = (device("cpu").unwrap(), small_net());
-    let recipe = Recipe { epochs: 4, batch: 8, ema: 0.9, ..Recipe::default() };
+/// The training pictures as they are, seen through the first layer of the small network, and the
+/// rest of it.
+fn seen(dir: &Path, data: &Dataset) -> (Cache, Net) {
     let items = data.of(Split::Train);
-    let (front, back) = net.cut("stem.act").unwrap();
+    let (front, back) = small_net().cut("stem.act").unwrap();
     let augmentation = Augmentation::none();
     let caches = CachePlan {
         front: &front,
@@ -131,13 +128,53 @@ fn a_run_that_was_stopped_ends_as_one_that_was_not() {
         fraction: 1.0,
     };
     let cache =
-        Cache::of(&caches, &items, &dir.path().join("cache"), &indicatif::ProgressBar::hidden())
-            .unwrap();
-    let examples = || Examples {
-        cache: &cache,
-        classes: items.iter().map(|i| data.class(&i.label).unwrap()).collect(),
+        Cache::of(&caches, &items, &dir.join("cache"), &indicatif::ProgressBar::hidden()).unwrap();
+    (cache, back)
+}
+
+fn examples<'a>(cache: &'a Cache, data: &Dataset) -> Examples<'a> {
+    let classes = data.of(Split::Train).iter().map(|i| data.class(&i.label).unwrap()).collect();
+    Examples { cache, classes }
+}
+
+#[test]
+fn several_devices_train_as_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 15);
+    let (cache, back) = seen(dir.path(), &data);
+    // The last batch of an epoch has one picture for three devices.
+    let pictures = data.of(Split::Train).len();
+    let batch = 8;
+    assert_eq!(pictures % batch, 1);
+    let recipe = Recipe { epochs: 3, batch, ema: 0.9, ..Recipe::default() };
+    let both = || examples(&cache, &data);
+    let objective = Classification::new(&recipe, both(), both(), &[0, 1, 2]).unwrap();
+    let run = |devices: usize, name: &str| {
+        let devices = vec![device("cpu").unwrap(); devices];
+        Training::new(&recipe, &objective, &dir.path().join(name)).run(&back, &devices).unwrap()
     };
-    let objective = Classification::new(&recipe, examples(), examples(), &[0, 1, 2]).unwrap();
+    let (one, three) = (run(1, "one"), run(3, "three"));
+    for (name, p) in &one.net.params {
+        let moved = export::difference(&p.data, &back.params[name].data);
+        let apart = export::difference(&p.data, &three.net.params[name].data);
+        assert!(apart < 1e-3 * moved.max(0.1), "{name}: {apart}, moved {moved}");
+    }
+    for (a, b) in one.history.iter().zip(&three.history) {
+        assert!((a.loss - b.loss).abs() < 1e-4, "{} {}", a.loss, b.loss);
+    }
+    assert_eq!(three.net, run(3, "again").net);
+    assert!(Training::new(&recipe, &objective, dir.path()).run(&back, &[]).is_err());
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_as_one_that_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 16);
+    let (cache, back) = seen(dir.path(), &data);
+    let cpu = [device("cpu").unwrap()];
+    let recipe = Recipe { epochs: 4, batch: 8, ema: 0.9, ..Recipe::default() };
+    let both = || examples(&cache, &data);
+    let objective = Classification::new(&recipe, both(), both(), &[0, 1, 2]).unwrap();
     let whole =
         Training::new(&recipe, &objective, &dir.path().join("whole")).run(&back, &cpu).unwrap();
     // Killed after each epoch: the state on disk is all that is left.
@@ -205,7 +242,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_says_what_to_change() {
         ..Recipe::default()
     };
     let error =
-        retrain(&base(), &data, &plan, &Work::at(&dir.path().join("w")), &device("cpu").unwrap())
+        retrain(&base(), &data, &plan, &Work::at(&dir.path().join("w")), &[device("cpu").unwrap()])
             .err()
             .unwrap();
     assert!(format!("{error:#}").contains("learning rate"), "{error:#}");
@@ -274,7 +311,7 @@ fn what_has_no_room_on_disk_leaves_the_old_file() {
 
 /// A model directory made from scratch, whose labels are dog, cat and nothing.
 fn model(dir: &Path, data: &Dataset) -> std::path::PathBuf {
-    let (cpu, plan) = (device("cpu").unwrap(), plan(1));
+    let (cpu, plan) = ([device("cpu").unwrap()], plan(1));
     let trained = retrain(&base(), data, &plan, &Work::at(&dir.join("work")), &cpu).unwrap();
     let card = export::Card {
         name: "striped".into(),
@@ -284,7 +321,7 @@ fn model(dir: &Path, data: &Dataset) -> std::path::PathBuf {
         commit: None,
     };
     let out = dir.join("striped");
-    export::classifier(&out, &trained, data, &plan, &card, &cpu).unwrap();
+    export::classifier(&out, &trained, data, &plan, &card, &cpu[0]).unwrap();
     out
 }
 
@@ -328,7 +365,7 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
     let mut plan = plan(3);
     plan.head = Head { keep: true, added: [("nothing".into(), 2)].into() };
     let run = |plan: &Plan, work: &str| {
-        retrain(&base, &data, plan, &Work::at(&dir.path().join(work)), &device("cpu").unwrap())
+        retrain(&base, &data, plan, &Work::at(&dir.path().join(work)), &[device("cpu").unwrap()])
             .unwrap()
     };
     let free = run(&plan, "free");

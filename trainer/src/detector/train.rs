@@ -147,7 +147,7 @@ pub fn train(
     data: &Dataset,
     plan: &Plan,
     work: &Work,
-    device: &Device,
+    devices: &[Device],
     finish: bool,
 ) -> Result<(Net, Vec<Vec<Epoch>>)> {
     let taps = [0, 1, 2].map(|i| plan.taps[i].as_str());
@@ -188,7 +188,7 @@ pub fn train(
         };
         let training = Training::new(&stage.recipe, &objective, &dir);
         let trained =
-            training.run_until(&back, device, if finish { 0 } else { stage.recipe.epochs })?;
+            training.run_until(&back, devices, if finish { 0 } else { stage.recipe.epochs })?;
         net.params.extend(trained.net.params);
         history.push(trained.history);
     }
