@@ -80,6 +80,21 @@ impl Frozen {
         Ok(Self { plan: Some(model), shape })
     }
 
+    /// Prepares the network in a file as plain tract reads it, without a word of ours.
+    ///
+    /// # Errors
+    /// If tract cannot run it on an input of `shape`.
+    pub fn of_file(path: &Path, shape: &[usize]) -> Result<Self> {
+        let shape = crate::train::batch_shape(shape, 1);
+        let model = tract_onnx::onnx()
+            .model_for_path(path)
+            .with_context(|| format!("tract cannot read {}", path.display()))?
+            .with_input_fact(0, f32::fact(shape).into())?
+            .into_optimized()?
+            .into_runnable()?;
+        Ok(Self { plan: Some(model), shape })
+    }
+
     /// All outputs for one input.
     ///
     /// # Errors

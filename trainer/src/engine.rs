@@ -289,11 +289,18 @@ impl Step<'_> {
             Op::Sub => self.operand(0)? - self.operand(1)?,
             Op::Mul => self.operand(0)? * self.operand(1)?,
             Op::Div => self.operand(0)? / self.operand(1)?,
-            Op::MaxPool { kernel, stride, pads } => {
+            Op::MaxPool { kernel, stride, pads, .. } => {
                 let mut options = MaxPoolOptions::new(*kernel);
                 options.stride = *stride;
-                options.padding = sides(*pads);
-                max_pool2d(x()?, options)
+                // Rounded up, the last windows reach further than the padding.
+                let (x, y, mut pads) = (x()?, self.padded(&self.node.output), *pads);
+                for axis in [0, 1] {
+                    let reach = (y[2 + axis] - 1) * stride[axis] + kernel[axis];
+                    let end = reach.saturating_sub(x.dims()[2 + axis] + pads[axis]);
+                    pads[2 + axis] = pads[2 + axis].max(end);
+                }
+                options.padding = sides(pads);
+                max_pool2d(x, options)
             }
             Op::AveragePool { kernel, stride, pads, count_pads } => {
                 let mut options = AvgPoolOptions::new(*kernel);

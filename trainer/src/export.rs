@@ -4,14 +4,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
+use image::RgbImage;
 use pawlatch_core::sight::Class;
+use pawlatch_core::units::Rect;
 use pawlatch_core::vision::manifest::{
     Calibration, Colour, FORMAT, Input, Kernel, Layout, Metric, Output, PerClass, Resize,
     Thresholds, Training,
 };
 use pawlatch_core::vision::{Manifest, Task, sha256};
 
-use crate::cache::Frozen;
+use crate::cache::{Frozen, Normalisation};
+use crate::data::augment::stretched;
 use crate::data::{Dataset, Split};
 use crate::engine::Model;
 use crate::evaluate::{Operating, Report, door_class};
@@ -93,9 +96,43 @@ pub fn prove(net: &Net, onnx: &[u8], side: usize, device: &Device) -> Result<()>
     Ok(())
 }
 
-/// The largest difference of two lists.
+/// Runs `net` in burn and the ONNX file it was read from, or that of another program with the same
+/// weights, in plain tract, both on `picture` squashed to the input's size: the largest difference
+/// of each of the source's outputs, of values above 1 in proportion to the largest.
+///
+/// # Errors
+/// If tract does not read the source, it wants an input of another shape, or its outputs have other
+/// lengths than those of the network.
+pub fn against_source(
+    net: &Net,
+    source: &Path,
+    side: usize,
+    picture: &RgbImage,
+) -> Result<Vec<f32>> {
+    let shape = net.shape_at(side);
+    let square = stretched(picture, Rect::WHOLE, shape[3] as u32, shape[2] as u32)?;
+    let input = Normalisation { mean: [127.0; 3], std: [128.0; 3] }.planes(&square);
+    let said = Frozen::of_file(source, &shape)?.run(&input)?;
+    let model = Model::new(net.clone(), &crate::engine::device("cpu")?);
+    let values = model.forward(model.batch(input, shape)?, None)?;
+    let gaps = said.iter().enumerate().map(|(i, said)| {
+        let own = values.array(i)?;
+        ensure!(
+            own.data.len() == said.data.len(),
+            "output {i} has shape {:?}, that of the source {:?}",
+            own.shape,
+            said.shape
+        );
+        let largest = said.data.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
+        Ok(difference(&own.data, &said.data) / largest)
+    });
+    gaps.collect()
+}
+
+/// The largest difference of two lists; not a number if any is not.
 pub fn difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    let gaps = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    gaps.fold(0.0, |most, gap| if most >= gap || most.is_nan() { most } else { gap })
 }
 
 fn manifest(

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
@@ -136,6 +136,20 @@ enum NetCommand {
         /// The ONNX to write.
         out: PathBuf,
         /// Side of the classifier's own input, pixels.
+        #[arg(long, default_value_t = 224)]
+        side: usize,
+    },
+    /// Compare a network, as the trainer runs it, with the file it comes from, as plain tract runs
+    /// that: an error if any answer differs by more than 1e-4 of the largest.
+    Verify {
+        /// An ONNX that was imported.
+        net: PathBuf,
+        /// The same network as ONNX from where the weights come from; its outputs come first in
+        /// `net`.
+        source: PathBuf,
+        /// The picture both look at.
+        picture: PathBuf,
+        /// Side of the input where the network leaves it open, pixels.
         #[arg(long, default_value_t = 224)]
         side: usize,
     },
@@ -386,6 +400,16 @@ fn net(command: NetCommand) -> Result<()> {
             let (map, gap) = export::fully_convolutional(&Net::load(&net)?, side)?;
             println!("the mean of the map differs from the classifier by {gap:.1e}");
             write_net(&map, &out)
+        }
+        NetCommand::Verify { net, source, picture, side } => {
+            let (net, picture) = (Net::load(&net)?, pawlatch_trainer::data::open(&picture)?);
+            let gaps = export::against_source(&net, &source, side, &picture)?;
+            for (gap, output) in gaps.iter().zip(&net.outputs) {
+                println!("{output}: differs by {gap:.1e}");
+            }
+            let same = gaps.iter().all(|gap| *gap <= 1e-4);
+            ensure!(same, "{} is another network", source.display());
+            Ok(())
         }
     }
 }

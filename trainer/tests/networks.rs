@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use pawlatch_trainer::cache::Frozen;
 use pawlatch_trainer::engine::{Model, device, to_host};
-use pawlatch_trainer::export::{difference, fully_convolutional};
+use pawlatch_trainer::export::{against_source, difference, fully_convolutional};
 use pawlatch_trainer::net::fold::BatchNorm;
 use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
@@ -115,7 +115,7 @@ fn reference(net: &Net, x: &[f32], [n, c, h, w]: [usize; 4]) -> Vec<f64> {
                 sum
             })
         }
-        Op::MaxPool { kernel, stride, pads } => windows(*stride, *pads, &|b, o, y0, x0| {
+        Op::MaxPool { kernel, stride, pads, .. } => windows(*stride, *pads, &|b, o, y0, x0| {
             let cells = (0..kernel[0] * kernel[1]).filter_map(|k| {
                 at(b, o, y0 + (k / kernel[1]) as isize, x0 + (k % kernel[1]) as isize)
             });
@@ -200,6 +200,7 @@ fn every_operation_and_its_gradient_match_plain_f64() {
         dilation: [dilation; 2],
         groups,
     };
+    let max = |pads, ceil| Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads, ceil };
     let channelwise = || vec![("p", vec![4, 1, 1])];
     let w = |shape: &[usize]| vec![("w", shape.to_vec()), ("b", vec![shape[0]])];
     let cases: Vec<(Op, Vec<(&str, Vec<usize>)>)> = vec![
@@ -208,7 +209,9 @@ fn every_operation_and_its_gradient_match_plain_f64() {
         (conv(2, [1, 1, 2, 2], 1, 4), w(&[4, 1, 5, 5])),
         (conv(1, [2; 4], 2, 2), w(&[6, 2, 3, 3])),
         (conv(1, [0; 4], 1, 1), w(&[5, 4, 1, 1])),
-        (Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [1, 1, 0, 0] }, vec![]),
+        (max([1, 1, 0, 0], false), vec![]),
+        (max([0; 4], true), vec![]),
+        (max([0, 1, 0, 1], true), vec![]),
         (
             Op::AveragePool { kernel: [3; 2], stride: [2; 2], pads: [1; 4], count_pads: false },
             vec![],
@@ -439,6 +442,40 @@ fn a_node_outside_the_vocabulary_is_named() {
 }
 
 #[test]
+fn a_mean_over_the_map_is_read_however_it_is_written() {
+    use prost::Message;
+    use tract_onnx::pb;
+    let net = Architecture::SmallDepthwise.fresh(2, 0.25, 1).unwrap();
+    let shape = net.shape_at(96);
+    let run = |net: Net| {
+        let model = Model::new(net, &device("cpu").unwrap());
+        let input = model.batch(random(shape.iter().product(), 3), shape).unwrap();
+        model.forward(input, None).unwrap().array(0).unwrap()
+    };
+    let expected = run(net.clone());
+    let ints = |name: &str, ints: &[i64]| pb::AttributeProto {
+        name: name.into(),
+        ints: ints.to_vec(),
+        i: ints[0],
+        ..Default::default()
+    };
+    let written = |axes: &[i64], keep: i64| {
+        let mut model =
+            pb::ModelProto::decode(net.encode(Precision::Single).unwrap().as_slice()).unwrap();
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        let node = nodes.iter_mut().find(|n| n.op_type == "GlobalAveragePool").unwrap();
+        node.op_type = "ReduceMean".into();
+        node.attribute = vec![ints("axes", axes), ints("keepdims", &[keep])];
+        Net::decode(&model.encode_to_vec())
+    };
+    for (axes, keep) in [([2, 3], 1), ([-1, -2], 1), ([3, 2], 0)] {
+        assert_eq!(run(written(&axes, keep).unwrap()), expected, "{axes:?} {keep}");
+    }
+    let error = format!("{:#}", written(&[1], 1).unwrap_err());
+    assert!(error.contains("only a mean over rows and columns"), "{error}");
+}
+
+#[test]
 fn sixteen_bit_weights_are_half_the_size_and_close() {
     let net = Architecture::EfficientnetLite0.fresh(5, 1.0, 3).unwrap();
     let half = net.encode(Precision::Half).unwrap();
@@ -452,36 +489,28 @@ fn sixteen_bit_weights_are_half_the_size_and_close() {
     }
 }
 
+/// The source runs in tract straight from its file; ours goes through the graph and burn.
 #[test]
 fn an_imported_network_equals_its_source_on_a_photo() {
-    let Some(path) = shared("models/efficientnet_lite0/efficientnet_lite0.onnx") else { return };
     let Some(dir) = shared("data/classify/val/cat") else { return };
     let photo = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
     let picture = pawlatch_trainer::data::open(&photo).unwrap();
-    let square =
-        pawlatch_trainer::data::augment::resized(&picture, pawlatch_core::units::Rect::WHOLE, 224)
-            .unwrap();
-    let x = pawlatch_trainer::cache::Normalisation { mean: [127.0; 3], std: [128.0; 3] }
-        .planes(&square);
-    // The source runs in tract straight from its file; ours goes through the graph and burn.
-    use tract_onnx::prelude::*;
-    let source = tract_onnx::onnx()
-        .model_for_path(&path)
-        .unwrap()
-        .into_optimized()
-        .unwrap()
-        .into_runnable()
-        .unwrap();
-    let input = tract_ndarray::Array4::from_shape_vec((1, 3, 224, 224), x.clone()).unwrap();
-    let expected = source.run(tvec!(input.into_tensor().into())).unwrap();
-    let expected: Vec<f32> =
-        expected[0].to_plain_array_view::<f32>().unwrap().iter().copied().collect();
-    let net = Net::load(&path).unwrap();
-    let model = Model::new(net, &device("cpu").unwrap());
-    let got =
-        model.forward(model.batch(x, [1, 3, 224, 224]).unwrap(), None).unwrap().array(0).unwrap();
-    assert_eq!(got.data.len(), 1000);
-    assert!(difference(&got.data, &expected) < 1e-4);
+    let mut sources = Vec::new();
+    for (name, side) in
+        [("efficientnet_lite0/efficientnet_lite0", 224), ("yolox_nano/yolox_nano", 416)]
+    {
+        let Some(path) = shared(&format!("models/{name}.onnx")) else { return };
+        let mut net = Net::load(&path).unwrap();
+        let gaps = against_source(&net, &path, side, &picture).unwrap();
+        assert!(!gaps.is_empty() && gaps.iter().all(|gap| *gap < 1e-4), "{name}: {gaps:?}");
+        // Another network is told from it.
+        let weights = net.params.values_mut().next().unwrap();
+        weights.data.iter_mut().for_each(|w| *w *= 1.01);
+        assert!(against_source(&net, &path, side, &picture).unwrap()[0] > 1e-4, "{name}");
+        sources.push(net);
+    }
+    let yolox = shared("models/yolox_nano/yolox_nano.onnx").unwrap();
+    assert!(against_source(&sources[0], &yolox, 224, &picture).is_err());
 }
 
 #[test]
@@ -493,4 +522,12 @@ fn the_shipped_classifier_is_its_own_heat_map() {
     let labels = net.param(&net.last_dense().unwrap().1).unwrap().shape[0];
     let wide = map.shapes([1, 3, 288, 448]).unwrap();
     assert_eq!(wide[&map.outputs[0]], [1, labels, 9, 14]);
+}
+
+#[test]
+fn what_is_no_number_differs_from_everything() {
+    assert_eq!(difference(&[1.0, 5.0, 2.0], &[1.5, 3.0, 2.0]), 2.0);
+    for bad in [f32::NAN, f32::INFINITY] {
+        assert!(difference(&[1.0, bad, 9.0], &[1.0, bad, 2.0]).is_nan());
+    }
 }

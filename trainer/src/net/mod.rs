@@ -107,6 +107,8 @@ pub enum Op {
         stride: [usize; 2],
         /// Top, left, bottom, right.
         pads: [usize; 4],
+        /// Whether the number of windows is rounded up: what is left over has one too.
+        ceil: bool,
     },
     /// Mean of each window; padding counts as zero only if `count_pads`.
     AveragePool {

@@ -138,7 +138,18 @@ fn output_shape(node: &Node, inputs: &[&Shape]) -> Result<Shape> {
             );
             vec![x[0], w[0]]
         }
-        Op::MaxPool { kernel, stride, pads } | Op::AveragePool { kernel, stride, pads, .. } => {
+        Op::MaxPool { kernel, stride, pads, ceil } => {
+            let [n, c, h, w] = image()?;
+            let [oh, ow] = window(h, w, *kernel, *stride, *pads)?;
+            // One more where something is left that no window has seen, unless it is all padding.
+            let more = |out: usize, size: usize, axis: usize| {
+                let next = out * stride[axis];
+                let left = next - stride[axis] + kernel[axis] < size + pads[axis] + pads[axis + 2];
+                out + usize::from(*ceil && left && next < size + pads[axis])
+            };
+            vec![n, c, more(oh, h, 0), more(ow, w, 1)]
+        }
+        Op::AveragePool { kernel, stride, pads, .. } => {
             let [n, c, h, w] = image()?;
             let [oh, ow] = window(h, w, *kernel, *stride, *pads)?;
             vec![n, c, oh, ow]

@@ -318,7 +318,7 @@ impl Builder<'_, '_> {
 
     fn alexnet(&mut self, classes: usize, width: f32) -> Result<()> {
         let lrn = Op::Lrn { size: 5, alpha: 1e-4 * 5.0, beta: 0.75, bias: 2.0 };
-        let pool = Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [0; 4] };
+        let pool = Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [0; 4], ceil: false };
         // Channels in and out, kernel, stride, padding, groups, normalised and pooled, pooled.
         let layers = [
             (3, 96, 11, 4, 0, 1, true, true),
@@ -376,7 +376,8 @@ impl Builder<'_, '_> {
             };
             x = self.plain(&format!("conv{n}"), &x, &s, pad)?;
             if pooled {
-                let pool = Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [0; 4] };
+                let pool =
+                    Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [0; 4], ceil: false };
                 x = self.net.push(&format!("pool{n}"), pool, &[&x]);
             }
         }
@@ -421,7 +422,7 @@ impl Builder<'_, '_> {
         }
         let x = self.conv("conv1", "image", &spec("conv1", "bn1", (3, first), 7, 2), [3; 4])?;
         let x = self.net.push("conv1.act", Op::Relu, &[&x]);
-        let pool = Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [1; 4] };
+        let pool = Op::MaxPool { kernel: [3; 2], stride: [2; 2], pads: [1; 4], ceil: false };
         let mut x = self.net.push("pool1", pool, &[&x]);
         let mut input = first;
         for (stage, &(output, blocks)) in stages.iter().enumerate() {

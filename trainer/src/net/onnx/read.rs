@@ -177,6 +177,7 @@ impl Reader {
             "Gemm" => return self.gemm(name, node, output),
             "MatMul" => return self.matmul(name, node, output),
             "Slice" => return self.slices(name, node, output),
+            "ReduceMean" => return self.mean(name, node, output),
             _ => self.simple(node)?,
         };
         // Inputs that were consumed as constants above are attributes here.
@@ -211,11 +212,12 @@ impl Reader {
             "Mul" => Op::Mul,
             "Div" => Op::Div,
             "MaxPool" | "AveragePool" => {
-                ensure!(a.int("ceil_mode", 0) == 0, "ceil_mode is not supported");
+                let ceil = a.int("ceil_mode", 0) == 1;
                 let (kernel, stride, pads) =
                     (a.sizes("kernel_shape", 1)?, a.sizes("strides", 1)?, a.pads()?);
                 match node.op_type.as_str() {
-                    "MaxPool" => Op::MaxPool { kernel, stride, pads },
+                    "MaxPool" => Op::MaxPool { kernel, stride, pads, ceil },
+                    _ if ceil => bail!("ceil_mode is not supported"),
                     _ => Op::AveragePool {
                         kernel,
                         stride,
@@ -225,14 +227,6 @@ impl Reader {
                 }
             }
             "GlobalAveragePool" => Op::GlobalAveragePool,
-            "ReduceMean" => {
-                let axes = self.list(node, 1, "axes").unwrap_or_default();
-                ensure!(
-                    matches!(axes.as_slice(), [2, 3] | [-2, -1]) && a.int("keepdims", 1) == 1,
-                    "only a mean over rows and columns that keeps them is supported"
-                );
-                Op::GlobalAveragePool
-            }
             "LRN" => Op::Lrn {
                 size: usize::try_from(a.int("size", 1))?,
                 alpha: a.float("alpha", 1e-4),
@@ -347,6 +341,25 @@ impl Reader {
             };
             self.net.nodes.push(Node { name: part, op, inputs: vec![value], output: made.clone() });
             value = made;
+        }
+        Ok(())
+    }
+
+    fn mean(&mut self, name: &str, node: &pb::NodeProto, output: String) -> Result<()> {
+        let axes = self.list(node, 1, "axes").unwrap_or_default();
+        let axes = axes.into_iter().map(|axis| self.rank_axis(axis, 4));
+        let mut axes = axes.collect::<Result<Vec<_>>>()?;
+        axes.sort_unstable();
+        ensure!(axes == [2, 3], "only a mean over rows and columns is supported");
+        let mut x = node.input.first().cloned().unwrap_or_default();
+        let mut op = Op::GlobalAveragePool;
+        if Attributes(node).int("keepdims", 1) == 0 {
+            x = self.net.push(&format!("{output}.mean"), op, &[&x]);
+            op = Op::Flatten;
+        }
+        self.net.push(name, op, &[&x]);
+        if let Some(node) = self.net.nodes.last_mut() {
+            node.output = output;
         }
         Ok(())
     }

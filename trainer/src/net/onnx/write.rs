@@ -122,9 +122,14 @@ impl Writer<'_> {
             Op::Sub => ("Sub", vec![]),
             Op::Mul => ("Mul", vec![]),
             Op::Div => ("Div", vec![]),
-            Op::MaxPool { kernel, stride, pads } => (
+            Op::MaxPool { kernel, stride, pads, ceil } => (
                 "MaxPool",
-                vec![ints("kernel_shape", kernel), ints("strides", stride), ints("pads", pads)],
+                vec![
+                    ints("kernel_shape", kernel),
+                    ints("strides", stride),
+                    ints("pads", pads),
+                    int("ceil_mode", i64::from(*ceil)),
+                ],
             ),
             Op::AveragePool { kernel, stride, pads, count_pads } => (
                 "AveragePool",
