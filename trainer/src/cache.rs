@@ -11,14 +11,16 @@ use anyhow::{Context, Result, ensure};
 use half::f16;
 use image::RgbImage;
 use indicatif::ProgressBar;
+use pawlatch_core::sight::Class;
 use pawlatch_core::units::Rect;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 use tract_onnx::prelude::*;
 
-use crate::data::augment::{Augmentation, resized};
+use crate::data::augment::{Augmentation, laid_on, resized};
 use crate::data::{self, Item};
+use crate::evaluate::door_class;
 use crate::net::onnx::Precision;
 use crate::net::{Array, Net};
 use crate::workers;
@@ -175,6 +177,8 @@ impl Cache {
     pub fn of(plan: &Plan<'_>, items: &[&Item], dir: &Path, bar: &ProgressBar) -> Result<Self> {
         let what = serde_json::to_vec(&(items, plan.augmentation, plan.seed, plan.fraction))?;
         let view = View { front: plan.front, side: plan.side, normalisation: plan.normalisation };
+        let nothing = |item: &Item| matches!(door_class(&item.label), Ok(Class::Nothing));
+        let empty: Vec<&Item> = items.iter().copied().filter(|item| nothing(item)).collect();
         let render = |i: usize, variant: usize, picture: &RgbImage| {
             let item = items[i];
             if variant == 0 {
@@ -184,13 +188,18 @@ impl Cache {
                     plan.side as u32,
                 );
             }
-            let seed = plan.seed ^ (i as u64) << 20 ^ variant as u64;
-            plan.augmentation.apply(
-                picture,
-                item.part,
-                plan.side as u32,
-                &mut StdRng::seed_from_u64(seed),
-            )
+            let mut rng = StdRng::seed_from_u64(plan.seed ^ (i as u64) << 20 ^ variant as u64);
+            let (side, how) = (plan.side as u32, plan.augmentation);
+            let cut_out = how.paste > 0.0 && item.is_crop() && !nothing(item);
+            if cut_out && !empty.is_empty() && rng.random::<f32>() < how.paste {
+                let ground = empty[rng.random_range(0..empty.len())];
+                let mut laid = resized(&data::open(&ground.file)?, ground.part, side)?;
+                laid_on(&mut laid, picture, item.part, &mut rng)?;
+                // A crop might leave the animal out.
+                let how = Augmentation { smallest_crop: 1.0, ..how.clone() };
+                return how.apply(&laid, Rect::WHOLE, side, &mut rng);
+            }
+            how.apply(picture, item.part, side, &mut rng)
         };
         let files: Vec<&Path> = items.iter().map(|i| i.file.as_path()).collect();
         Self::rendered(&view, &files, plan.variants, &what, &render, dir, bar)

@@ -45,6 +45,8 @@ pub struct Augmentation {
     pub half_hidden: f32,
     /// Turned by up to this many degrees.
     pub rotate_degrees: f32,
+    /// An animal cut out of its picture laid on one of nothing.
+    pub paste: f32,
 }
 
 impl Default for Augmentation {
@@ -62,6 +64,7 @@ impl Default for Augmentation {
             cut_out: 0.15,
             half_hidden: 0.15,
             rotate_degrees: 8.0,
+            paste: 0.0,
         }
     }
 }
@@ -82,6 +85,7 @@ impl Augmentation {
             cut_out: 0.0,
             half_hidden: 0.0,
             rotate_degrees: 0.0,
+            paste: 0.0,
         }
     }
 
@@ -203,6 +207,27 @@ pub fn stretched(picture: &RgbImage, part: Rect, width: u32, height: u32) -> Res
     Resizer::new().resize(&source, &mut target, &options)?;
     RgbImage::from_raw(width, height, target.into_vec())
         .ok_or_else(|| anyhow::anyhow!("the resizer returned another size"))
+}
+
+/// `part` of `picture` laid on `ground`, a square of `side` pixels: its longer side becomes 0.4 to 0.9
+/// of that, its place is drawn.
+///
+/// # Errors
+/// If the resizer refuses the sizes.
+pub fn laid_on(
+    ground: &mut RgbImage,
+    picture: &RgbImage,
+    part: Rect,
+    rng: &mut StdRng,
+) -> Result<()> {
+    let (gw, gh) = ground.dimensions();
+    let [x0, y0, x1, y1] = part.to_pixels(picture.width(), picture.height());
+    let scale = rng.random_range(0.4..0.9_f32) * gw.min(gh) as f32 / (x1 - x0).max(y1 - y0);
+    let [w, h] = [x1 - x0, y1 - y0].map(|v| ((v * scale) as u32).max(1));
+    let laid = stretched(picture, part, w, h)?;
+    let (x, y) = (rng.random_range(0..=gw - w), rng.random_range(0..=gh - h));
+    image::imageops::replace(ground, &laid, i64::from(x), i64::from(y));
+    Ok(())
 }
 
 /// The picture after a JPEG encoder of `quality` (1 to 100).
@@ -385,6 +410,25 @@ mod tests {
         };
         assert_eq!(distort(3), distort(3));
         assert_ne!(distort(3), distort(4));
+    }
+
+    #[test]
+    fn what_is_laid_on_a_picture_keeps_its_shape_and_is_all_there() {
+        let red = RgbImage::from_pixel(80, 60, image::Rgb([255, 0, 0]));
+        let part = Rect::try_from([0.0, 0.0, 0.5, 1.0]).unwrap();
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..20 {
+            let mut ground = RgbImage::from_pixel(64, 64, image::Rgb([90; 3]));
+            laid_on(&mut ground, &red, part, &mut rng).unwrap();
+            let red: Vec<_> = ground.enumerate_pixels().filter(|(.., p)| p.0[0] == 255).collect();
+            let span = |at: &dyn Fn(u32, u32) -> u32| {
+                let all = || red.iter().map(|(x, y, _)| at(*x, *y));
+                all().max().unwrap() - all().min().unwrap() + 1
+            };
+            let (w, h) = (span(&|x, _| x), span(&|_, y| y));
+            assert_eq!(red.len() as u32, w * h);
+            assert!((25..=58).contains(&h) && (w * 60).abs_diff(h * 40) <= 60, "{w} by {h}");
+        }
     }
 
     #[test]

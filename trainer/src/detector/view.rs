@@ -29,11 +29,14 @@ pub struct Views {
     pub whole: f32,
     /// Smallest share of a scene's sides that a part keeps.
     pub smallest_part: f32,
+    /// Whatever the view is: over it something that is boxed in another scene, cut out with what is
+    /// close round it (Ghiasi et al. 2021: copy and paste).
+    pub paste: f32,
 }
 
 impl Default for Views {
     fn default() -> Self {
-        Self { mosaic: 0.3, far: 0.15, whole: 0.15, smallest_part: 0.45 }
+        Self { mosaic: 0.3, far: 0.15, whole: 0.15, smallest_part: 0.45, paste: 0.0 }
     }
 }
 
@@ -56,8 +59,16 @@ impl Views {
         vec![Piece { scene, part: Rect::WHOLE, at: Rect::WHOLE, flip: false }]
     }
 
-    /// A random view with `scene` in it.
+    /// A random view with `scene` in it; later pieces lie over earlier ones.
     pub fn draw(&self, scene: usize, scenes: &[&Scene], rng: &mut StdRng) -> Vec<Piece> {
+        let mut pieces = self.below(scene, scenes, rng);
+        if self.paste > 0.0 && rng.random::<f32>() < self.paste {
+            pieces.extend(cut_out(scenes, rng));
+        }
+        pieces
+    }
+
+    fn below(&self, scene: usize, scenes: &[&Scene], rng: &mut StdRng) -> Vec<Piece> {
         let kind = rng.random::<f32>();
         let mut piece = |scene, part, at| Piece { scene, part, at, flip: rng.random() };
         if kind < self.whole {
@@ -98,6 +109,20 @@ impl Views {
         }
         Rect::WHOLE
     }
+}
+
+/// Something boxed in any of the scenes, somewhere in the view.
+fn cut_out(scenes: &[&Scene], rng: &mut StdRng) -> Option<Piece> {
+    let mut some = (0..8).map(|_| rng.random_range(0..scenes.len()));
+    let scene = some.find(|&s| !scenes[s].boxes.is_empty())?;
+    let boxes = &scenes[scene].boxes;
+    let rect = boxes[rng.random_range(0..boxes.len())].rect;
+    let (dx, dy) = (rect.width() * 0.1, rect.height() * 0.1);
+    let part = Rect::clipped(rect.x0() - dx, rect.y0() - dy, rect.x1() + dx, rect.y1() + dy)?;
+    let scale = rng.random_range(0.15..0.6_f32) / part.width().max(part.height());
+    let ratio = rng.random_range(0.8..1.25_f32).sqrt();
+    let (w, h) = (part.width() * scale * ratio, part.height() * scale / ratio);
+    Some(Piece { scene, part, at: placed(w.min(1.0), h.min(1.0), rng), flip: rng.random() })
 }
 
 /// A rectangle of a given size anywhere in the picture.
@@ -155,19 +180,26 @@ pub fn truth(
         let known = classes.iter().position(|c| c == label);
         known.ok_or_else(|| anyhow::anyhow!("box of unknown class '{label}'"))
     };
-    for piece in pieces {
+    for (i, piece) in pieces.iter().enumerate() {
         let scene = scenes[piece.scene];
+        let seen = |rect: Rect| {
+            let (rect, left) = seen(rect, piece)?;
+            // What lies over it hides it.
+            let hidden = pieces[i + 1..].iter().map(|p| rect.overlap(p.at) / rect.area().max(1e-9));
+            let left = left * (1.0 - hidden.fold(0.0, f32::max));
+            Some((rect.to_pixels(side as u32, side as u32), left))
+        };
         for (c, class) in classes.iter().enumerate() {
             if !scene.exhaustive_for.contains(class) {
                 truth.blind.push((c, piece.at.to_pixels(side as u32, side as u32)));
             }
         }
         for b in &scene.unsure {
-            let Some((bounds, _)) = seen(b.rect, piece, side) else { continue };
+            let Some((bounds, _)) = seen(b.rect) else { continue };
             truth.blind.push((number(&b.label)?, bounds));
         }
         for b in &scene.boxes {
-            let Some((bounds, left)) = seen(b.rect, piece, side) else { continue };
+            let Some((bounds, left)) = seen(b.rect) else { continue };
             let shortest = (bounds[2] - bounds[0]).min(bounds[3] - bounds[1]);
             let found = left >= LEFT_TO_FIND && shortest >= SMALLEST_SIDE;
             let list = if found { &mut truth.boxes } else { &mut truth.blind };
@@ -177,8 +209,8 @@ pub fn truth(
     Ok(truth)
 }
 
-/// Where a box of a scene is seen, in pixels, and which share of it.
-fn seen(rect: Rect, piece: &Piece, side: usize) -> Option<([f32; 4], f32)> {
+/// Where a box of a scene is seen in the view, and which share of it.
+fn seen(rect: Rect, piece: &Piece) -> Option<(Rect, f32)> {
     let part = piece.part;
     let left = rect.overlap(part) / rect.area().max(1e-9);
     let x = |v: f32| (v - part.x0()) / part.width();
@@ -188,7 +220,7 @@ fn seen(rect: Rect, piece: &Piece, side: usize) -> Option<([f32; 4], f32)> {
         (x0, x1) = (1.0 - x1, 1.0 - x0);
     }
     let inner = Rect::clipped(x0, y(rect.y0()), x1, y(rect.y1()))?;
-    Some((inner.within(piece.at).to_pixels(side as u32, side as u32), left))
+    Some((inner.within(piece.at), left))
 }
 
 #[cfg(test)]
@@ -269,6 +301,48 @@ mod tests {
             assert_eq!(*class, 1 - piece.scene);
             assert_eq!(*bounds, piece.at.to_pixels(64, 64));
         }
+    }
+
+    #[test]
+    fn what_is_laid_over_a_view_is_found_and_what_it_hides_is_not() {
+        let scenes = [scene([0.25, 0.375, 0.5, 0.75], "dog"), scene([0.4, 0.4, 0.6, 0.6], "cat")];
+        let pictures = [picture(&scenes[0]), picture(&scenes[1])];
+        let scenes: Vec<&Scene> = scenes.iter().collect();
+        let dir = tempfile::tempdir().unwrap();
+        let files = [0, 1].map(|i| dir.path().join(format!("{i}.png")));
+        let scenes: Vec<Scene> = (0..2)
+            .map(|i| {
+                pictures[i].save(&files[i]).unwrap();
+                Scene { file: files[i].clone(), ..scenes[i].clone() }
+            })
+            .collect();
+        let scenes: Vec<&Scene> = scenes.iter().collect();
+        let mut rng = StdRng::seed_from_u64(4);
+        let views = Views { mosaic: 0.0, far: 0.0, whole: 1.0, paste: 1.0, ..Views::default() };
+        let (mut found, mut hidden) = (0, 0);
+        for _ in 0..60 {
+            let pieces = views.draw(0, &scenes, &mut rng);
+            assert_eq!(pieces.len(), 2);
+            let over = &pieces[1];
+            let view = paint(&pieces, &scenes, (0, &pictures[0]), 128).unwrap();
+            let truth = truth(&pieces, &scenes, &classes(), 128).unwrap();
+            let class = over.scene;
+            let [x0, y0, x1, y1] = truth.boxes.last().filter(|b| b.0 == class).unwrap().1;
+            let middle = view.get_pixel(((x0 + x1) / 2.0) as u32, ((y0 + y1) / 2.0) as u32);
+            found += usize::from(middle.0[0] > 128 && middle.0[1] < 64);
+            let below = Views::plain(0)[0].clone();
+            let dog = seen(scenes[0].boxes[0].rect, &Piece { flip: pieces[0].flip, ..below });
+            let dog = dog.unwrap().0;
+            if dog.overlap(over.at) > 0.7 * dog.area() {
+                hidden += 1;
+                assert_eq!(
+                    (truth.boxes.len(), truth.blind.iter().filter(|b| b.0 == 0).count()),
+                    (1, 1 + class)
+                );
+            }
+        }
+        assert_eq!(found, 60);
+        assert!(hidden > 0);
     }
 
     #[test]
