@@ -4,8 +4,8 @@
 //! first output: reading, forward, backward, AdamW. Prints the median in seconds and the most
 //! memory that the process had, in MB. `step.py` does the same in PyTorch, in turn with this.
 
-use std::cell::RefCell;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -25,7 +25,13 @@ const SIDE: usize = 224;
 struct Noise {
     pictures: usize,
     /// When each step began.
-    began: RefCell<Vec<Instant>>,
+    began: Mutex<Vec<Instant>>,
+}
+
+impl Noise {
+    fn now(&self) {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+    }
 }
 
 impl Objective for Noise {
@@ -33,8 +39,12 @@ impl Objective for Noise {
         self.pictures
     }
 
+    fn identity(&self) -> String {
+        format!("noise of {}", self.pictures)
+    }
+
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>> {
-        self.began.borrow_mut().push(Instant::now());
+        self.now();
         let n = batch.len();
         let data = (0..n * 3 * SIDE * SIDE).map(|_| rng.random_range(-1.0..1.0)).collect();
         let x = model.batch(data, [n, 3, SIDE, SIDE])?;
@@ -50,7 +60,7 @@ impl Objective for Noise {
     }
 
     fn validate(&self, _: &Net, _: &Device) -> Result<(f32, f32)> {
-        self.began.borrow_mut().push(Instant::now());
+        self.now();
         Ok((1.0, 0.0))
     }
 }
@@ -62,11 +72,11 @@ fn main() -> Result<()> {
     };
     let (batch, steps): (usize, usize) = (batch.parse()?, steps.parse()?);
     let net = Net::load(Path::new(network))?;
-    let noise = Noise { pictures: batch * steps, began: RefCell::default() };
+    let noise = Noise { pictures: batch * steps, began: Mutex::default() };
     let recipe = Recipe { epochs: 1, batch, rate: 1e-6, ema: 0.98, ..Recipe::default() };
     let dir = tempfile::tempdir()?;
     Training::new(&recipe, &noise, dir.path()).run(&net, &[engine::device("cpu")?])?;
-    let began = noise.began.borrow();
+    let began = noise.began.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut seconds: Vec<f64> = began.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
     seconds.sort_by(f64::total_cmp);
     let status = std::fs::read_to_string("/proc/self/status")?;

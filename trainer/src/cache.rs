@@ -292,6 +292,11 @@ impl Cache {
         Ok(Self { key, file, shape, variants, len })
     }
 
+    /// Hash of everything the activations depend on.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Appends the activations of picture `i` in `variant` to `out`.
     ///
     /// # Errors

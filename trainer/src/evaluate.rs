@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::data::augment::Corruption;
 use crate::data::{self, Dataset, Item, Split};
 use crate::metrics::{Bin, Rate, auc, expected_calibration_error, reliability, threshold_at};
-use crate::train::bar;
+use crate::workers::bar;
 
 /// What was measured on one set of pictures.
 #[derive(Clone, Debug, Serialize)]

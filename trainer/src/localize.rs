@@ -16,7 +16,8 @@ use crate::data::{self, Dataset, Scene, Split};
 use crate::detector::score::{FLOOR, best_animal};
 use crate::evaluate::frame;
 use crate::net::Net;
-use crate::train::{bar, class_log_probs};
+use crate::train::class_log_probs;
+use crate::workers::bar;
 
 /// Sides of the windows that are slid, as shares of the picture's shorter side.
 const WINDOWS: [f32; 4] = [1.0, 0.7, 0.5, 0.35];

@@ -17,9 +17,8 @@ use crate::metrics;
 use crate::net::Net;
 use crate::plan::{self, Seen};
 use crate::recipe::Recipe;
-use crate::train::{
-    Classification, Epoch, Examples, Training, bar, class_log_probs, judged, logits,
-};
+use crate::train::{Classification, Epoch, Examples, Training, class_log_probs, judged, logits};
+use crate::workers::bar;
 
 /// A retraining as a TOML file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData, activation};
-use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
 use crate::engine::{Model, to_host};
@@ -20,8 +20,9 @@ use crate::files::write_whole;
 use crate::net::{Array, Net};
 use crate::recipe::{Anchor, Optimiser, Recipe};
 use crate::weights::StateDict;
+use crate::workers::bar;
 
-const CHECKPOINT: &str = "checkpoint.safetensors";
+const CHECKPOINT: &str = "checkpoint";
 
 /// One line of a training's history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +68,9 @@ pub trait Objective: Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Tells the examples and their treatment from any others: a training goes on only where it is
+    /// the same.
+    fn identity(&self) -> String;
     /// The mean loss of a batch of examples, on the model's device.
     ///
     /// # Errors
@@ -111,6 +115,8 @@ struct State {
     model: Model,
     /// The same network on the other devices.
     replicas: Vec<Model>,
+    /// Where it is kept.
+    checkpoint: PathBuf,
     /// Weights that decay pulls towards; empty if that is nought.
     start: BTreeMap<String, Tensor<1>>,
     moments: BTreeMap<String, [Tensor<1>; 2]>,
@@ -126,7 +132,8 @@ impl<'a> Training<'a> {
         Self { recipe, objective, dir: dir.into() }
     }
 
-    /// Trains `net`, or goes on from the last checkpoint in the directory. Several devices share
+    /// Trains `net`, or goes on from the last checkpoint in the directory that is of the same network,
+    /// examples and recipe; those of other trainings stay. Several devices share
     /// the pictures of each step; the first does everything else as well.
     ///
     /// # Errors
@@ -199,9 +206,10 @@ impl<'a> Training<'a> {
         (self.recipe.patience > 0 && since >= self.recipe.patience).then_some(since)
     }
 
-    /// Whether a training in `dir` has finished an epoch.
+    /// Whether any training in `dir` has finished an epoch.
     pub fn begun(dir: &Path) -> bool {
-        dir.join(CHECKPOINT).exists()
+        let is = |f: std::fs::DirEntry| f.file_name().to_string_lossy().starts_with(CHECKPOINT);
+        std::fs::read_dir(dir).is_ok_and(|files| files.flatten().any(is))
     }
 
     fn epoch(
@@ -358,8 +366,19 @@ impl<'a> Training<'a> {
         Model::trainable_where(net, device, &|name| self.objective.pace(name) > 0.0)
     }
 
-    fn checkpoint(&self) -> PathBuf {
-        self.dir.join(CHECKPOINT)
+    /// Named after all that the outcome depends on but how much of it is taken, which is decided
+    /// when it is over.
+    fn checkpoint(&self, net: &Net) -> Result<PathBuf> {
+        let recipe = Recipe { blend: 1.0, ..self.recipe.clone() };
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&(recipe, self.objective.identity()))?);
+        hash.update(format!("{:?} {:?}", net.nodes, net.outputs));
+        for (name, p) in &net.params {
+            hash.update(format!("{name} {:?}", p.shape));
+            p.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
+        }
+        let name: String = hash.finalize()[..6].iter().map(|b| format!("{b:02x}")).collect();
+        Ok(self.dir.join(format!("{CHECKPOINT}-{name}.safetensors")))
     }
 
     fn save(&self, state: &State) -> Result<()> {
@@ -384,8 +403,8 @@ impl<'a> Training<'a> {
                 put("best", name, p.data.clone());
             }
         }
-        let note = serde_json::to_string(&(self.recipe, state.step, best_at, &state.history))?;
-        write_whole(&self.checkpoint(), &crate::weights::safetensors(&tensors, &note)?)?;
+        let note = serde_json::to_string(&(state.step, best_at, &state.history))?;
+        write_whole(&state.checkpoint, &crate::weights::safetensors(&tensors, &note)?)?;
         let lines =
             state.history.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
         write_whole(&self.dir.join("history.jsonl"), (lines.join("\n") + "\n").as_bytes())?;
@@ -397,6 +416,7 @@ impl<'a> Training<'a> {
         let mut state = State {
             model: self.load(net.clone(), device),
             replicas: Vec::new(),
+            checkpoint: self.checkpoint(net)?,
             start: BTreeMap::new(),
             moments: BTreeMap::new(),
             mean: BTreeMap::new(),
@@ -412,20 +432,20 @@ impl<'a> Training<'a> {
             state.start =
                 net.params.iter().map(|(k, p)| (k.clone(), tensor(p.data.clone()))).collect();
         }
-        let path = self.checkpoint();
-        if !path.exists() {
+        if !state.checkpoint.exists() {
+            if Self::begun(&self.dir) {
+                println!(
+                    "from the beginning: what {} holds is of other pictures, another network or \
+                     another recipe",
+                    self.dir.display()
+                );
+            }
             return Ok(state);
         }
-        let dict = StateDict::load(&path)?;
+        let dict = StateDict::load(&state.checkpoint)?;
         let note = dict.note().context("the checkpoint holds no state")?;
-        let (recipe, step, best_at, history): (Recipe, usize, Option<(f32, usize)>, Vec<Epoch>) =
+        let (step, best_at, history): (usize, Option<(f32, usize)>, Vec<Epoch>) =
             serde_json::from_str(note)?;
-        // How much of it is taken is decided when it is over.
-        ensure!(
-            Recipe { blend: self.recipe.blend, ..recipe } == *self.recipe,
-            "{} belongs to another recipe: delete it or choose another directory",
-            path.display()
-        );
         let fill = |prefix: &str| -> Result<Net> {
             let mut net = net.clone();
             for (name, p) in &mut net.params {
@@ -520,6 +540,11 @@ impl Classification<'_> {
 impl Objective for Classification<'_> {
     fn len(&self) -> usize {
         self.train.classes.len()
+    }
+
+    fn identity(&self) -> String {
+        let of = |e: &Examples<'_>| format!("{} {:?}", e.cache.key(), e.classes);
+        format!("{} {} {:?}", of(&self.train), of(&self.validate), self.class_of_label)
     }
 
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>> {
@@ -670,12 +695,4 @@ pub fn logits(net: &Net, cache: &Cache, device: &Device, batch: usize) -> Result
         rows.extend(out.data.chunks(out.data.len() / n).map(<[f32]>::to_vec));
     }
     Ok(rows)
-}
-
-/// A progress bar in the trainer's style.
-pub fn bar(length: u64, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {msg}");
-    let bar = ProgressBar::new(length).with_prefix(what.to_owned());
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }

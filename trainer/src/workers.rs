@@ -1,4 +1,5 @@
-//! Many pictures through networks on several threads, each picture on one.
+//! Long work: many pictures through networks on several threads, each picture on one, and how far
+//! it is.
 //!
 //! Not rayon: a network that runs inside a rayon pool splits its own operators over the pool, and a
 //! worker that waits for such a piece takes up the next picture meanwhile, on top of the one it
@@ -8,6 +9,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// `one(state, i)` for every `i` below `count`, in order. Each thread makes its own state, such as
 /// a network, once, with `start`.
@@ -46,6 +48,14 @@ pub fn each<S, T: Send>(
     }
     all.sort_by_key(|(i, _)| *i);
     Ok(all.into_iter().map(|(_, value)| value).collect())
+}
+
+/// A progress bar in the trainer's style.
+pub fn bar(length: u64, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {eta} {msg}");
+    let bar = ProgressBar::new(length).with_prefix(what.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }
 
 #[cfg(test)]

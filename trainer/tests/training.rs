@@ -167,6 +167,48 @@ fn several_devices_train_as_one_does() {
 }
 
 #[test]
+fn a_directory_of_another_training_is_not_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 16);
+    let (cache, back) = seen(dir.path(), &data);
+    let cpu = [device("cpu").unwrap()];
+    let recipe = Recipe { epochs: 2, batch: 8, ..Recipe::default() };
+    let other = Recipe { rate: recipe.rate / 2.0, ..recipe.clone() };
+    let relabelled = || {
+        let mut examples = examples(&cache, &data);
+        examples.classes.iter_mut().for_each(|c| *c = (*c + 1) % 3);
+        examples
+    };
+    let mut moved = back.clone();
+    moved.params.values_mut().next().unwrap().data[0] += 0.5;
+    let run = |recipe: &Recipe, net: &Net, swapped: bool, work: &str| {
+        let set = || if swapped { relabelled() } else { examples(&cache, &data) };
+        let objective = Classification::new(recipe, set(), set(), &[0, 1, 2]).unwrap();
+        Training::new(recipe, &objective, &dir.path().join(work)).run(net, &cpu).unwrap().net
+    };
+    let first = run(&recipe, &back, false, "one");
+    // Other pictures, another recipe, another network: each as in a directory of its own.
+    let others = [(&recipe, &back, true), (&other, &back, false), (&recipe, &moved, false)];
+    for (i, (recipe, net, swapped)) in others.into_iter().enumerate() {
+        let beside = run(recipe, net, swapped, "one");
+        assert_ne!(beside, first, "{i}");
+        assert_eq!(beside, run(recipe, net, swapped, &format!("alone {i}")), "{i}");
+    }
+    // The first is still there, finished.
+    let still = || -> Vec<_> {
+        let files = std::fs::read_dir(dir.path().join("one")).unwrap();
+        files
+            .map(|f| f.unwrap().path())
+            .filter(|p| p.extension().unwrap() == "safetensors")
+            .collect()
+    };
+    let before = still();
+    assert_eq!(before.len(), 4);
+    assert_eq!(run(&recipe, &back, false, "one"), first);
+    assert_eq!(still().len(), 4);
+}
+
+#[test]
 fn a_run_that_was_stopped_ends_as_one_that_was_not() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), 16);

@@ -15,8 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Dataset, LabelledBox, Scene, Split, open};
 use crate::evaluate::{frame, load_model};
-use crate::train::bar;
-use crate::workers;
+use crate::workers::{self, bar};
 
 /// Lowest score of a teacher that is looked at.
 const FLOOR: Score = Score::clamped(0.1);

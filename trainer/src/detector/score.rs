@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::data::{self, Dataset, Scene, Split};
 use crate::evaluate::{door_class, frame};
-use crate::train::bar;
+use crate::workers::bar;
 
 /// The curve of precision against recall needs the whole range of scores.
 pub(crate) const FLOOR: Score = Score::clamped(0.02);

@@ -36,7 +36,8 @@ use crate::net::Net;
 use crate::net::onnx::Precision;
 use crate::plan::{self, Seen};
 use crate::recipe::Recipe;
-use crate::train::{Epoch, Objective, Training, bar, batch_shape};
+use crate::train::{Epoch, Objective, Training, batch_shape};
+use crate::workers::bar;
 
 /// A picture is seen at most this many times in an epoch for the sake of a rare class.
 const MOST_REPEATS: f32 = 4.0;
@@ -102,6 +103,11 @@ struct Detection<'a> {
 impl Objective for Detection<'_> {
     fn len(&self) -> usize {
         self.cache.len
+    }
+
+    fn identity(&self) -> String {
+        let (cache, data) = (self.cache.key(), &self.data.sha256);
+        format!("{cache} {data} {:?} {}", self.plan.classes, self.stage.backbone_pace)
     }
 
     fn loss(&self, model: &Model, batch: &[usize], rng: &mut StdRng) -> Result<Tensor<1>> {
