@@ -336,7 +336,7 @@ fn manifest(net: &Net, onnx: &[u8], plan: &Plan, card: &Card<'_>) -> Result<Mani
         output: Output::Pawlatch {
             names: MAPS.map(String::from).to_vec(),
             strides: STRIDES.to_vec(),
-            nms_iou: 0.6,
+            nms_iou: 0.45,
         },
         calibration: None,
         thresholds: Thresholds::default(),
