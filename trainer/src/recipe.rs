@@ -169,13 +169,21 @@ impl Recipe {
 
     /// The rate over the whole training as one line of bars.
     pub fn preview(&self) -> String {
-        const COLUMNS: usize = 40;
-        let bar = |i| {
-            let share = self.rate_at(i, COLUMNS) / self.rate;
-            BARS[((share * BARS.len() as f32) as usize).min(BARS.len() - 1)]
-        };
-        format!("rate {:.1e} {}", self.rate, (0..COLUMNS).map(bar).collect::<String>())
+        let rates: Vec<f32> = (0..COLUMNS).map(|i| self.rate_at(i, COLUMNS)).collect();
+        format!("rate {:.1e} {}", self.rate, bars(&rates, 0.0, self.rate))
     }
+}
+
+/// Most bars in a line.
+pub const COLUMNS: usize = 40;
+
+/// The last [`COLUMNS`] values as bars, from lowest at `low` to highest at `high`.
+pub fn bars(values: &[f32], low: f32, high: f32) -> String {
+    let bar = |v: &f32| {
+        let share = (v - low) / (high - low).max(f32::MIN_POSITIVE);
+        BARS[((share * BARS.len() as f32) as usize).min(BARS.len() - 1)]
+    };
+    values[values.len().saturating_sub(COLUMNS)..].iter().map(bar).collect()
 }
 
 #[cfg(test)]
@@ -215,6 +223,15 @@ mod tests {
     fn a_preview_shows_where_the_rate_is() {
         let line = with(Policy::Step).preview();
         assert!(line.starts_with("rate 1.0e0 █") && line.ends_with('▁'), "{line}");
+    }
+
+    #[test]
+    fn bars_show_the_last_values_within_their_range() {
+        assert_eq!(bars(&[0.0, 1.0, 2.0], 0.0, 2.0), "▁▅█");
+        assert_eq!(bars(&[0.5, f32::NAN, 0.5], 0.5, 0.5), "▁▁▁");
+        let rising: Vec<f32> = (0..100).map(|i| i as f32).collect();
+        let shown = bars(&rising, 0.0, 99.0);
+        assert!(shown.chars().count() == COLUMNS && !shown.contains('▁'), "{shown}");
     }
 
     #[test]

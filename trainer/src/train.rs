@@ -178,11 +178,7 @@ impl<'a> Training<'a> {
                 rate: self.recipe.rate_at(state.step.saturating_sub(1), steps),
                 seconds: began.elapsed().as_secs_f32(),
             });
-            println!(
-                "epoch {:>3}  loss {loss:.4}  validation {validation_loss:.4}  score {:.2} %",
-                epoch + 1,
-                accuracy * 100.0
-            );
+            println!("{}", crate::report::line(&state.history));
             if state.best.as_ref().is_none_or(|(best, ..)| validation_loss < *best) {
                 state.best = Some((validation_loss, epoch, candidate));
             }
