@@ -85,6 +85,8 @@ mod tests {
         let one = |(): &mut (), i: usize| {
             tried.fetch_add(1, Ordering::Relaxed);
             anyhow::ensure!(i != 3, "picture {i}");
+            // Longer than it takes to make an error, however busy the machine is.
+            std::thread::sleep(std::time::Duration::from_millis(1));
             Ok(())
         };
         let error = each(10_000, &|| Ok(()), &one).unwrap_err();
