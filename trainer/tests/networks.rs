@@ -11,7 +11,7 @@ use pawlatch_trainer::export::{against_source, difference, fully_convolutional};
 use pawlatch_trainer::net::fold::BatchNorm;
 use pawlatch_trainer::net::onnx::Precision;
 use pawlatch_trainer::net::zoo::Architecture;
-use pawlatch_trainer::net::{Array, Net, Op};
+use pawlatch_trainer::net::{Array, Net, Node, Op};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -307,7 +307,7 @@ fn check_gradient(net: &Net, name: &str) {
     with_input.input = "zero".into();
     with_input.nodes.insert(
         0,
-        pawlatch_trainer::net::Node {
+        Node {
             name: "in".into(),
             op: Op::Add,
             inputs: vec!["zero".into(), "xp".into()],
@@ -397,6 +397,13 @@ fn every_architecture_survives_onnx_and_agrees_with_tract() {
             net.param_count(),
             "{a:?}"
         );
+        let dropouts = |net: &Net| {
+            let is = |n: &&Node| matches!(n.op, Op::Dropout { rate } if rate == 0.5);
+            net.nodes.iter().filter(is).count()
+        };
+        assert_eq!(dropouts(&read), dropouts(&net), "{a:?}");
+        assert!(dropouts(&net) == 2 || !format!("{a:?}").starts_with("Alexnet"), "{a:?}");
+        assert_eq!(dropouts(&Net::decode(&net.encode(Precision::Half).unwrap()).unwrap()), 0);
         let shape = net.shape_at(a.side());
         let x = random(shape.iter().product(), 5);
         let model = Model::new(read, &device("cpu").unwrap());

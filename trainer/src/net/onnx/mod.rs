@@ -18,9 +18,10 @@ use super::{Net, Op};
 /// How weights are stored in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// Four bytes each.
+    /// Four bytes each: a network to train on, dropout and all.
     Single,
-    /// Two bytes each, widened by a `Cast` when the file is loaded; biases stay at four.
+    /// Two bytes each, widened by a `Cast` when the file is loaded; biases stay at four. A model that
+    /// is finished, without dropout.
     Half,
 }
 

@@ -179,7 +179,14 @@ impl Writer<'_> {
                     ],
                 )
             }
-            // Dropout does nothing at inference, and an attribute-free node loads everywhere.
+            Op::Dropout { rate } if self.precision == Precision::Single => {
+                let ratio = format!("{}.ratio", node.output);
+                let rate = Array { shape: vec![], data: vec![*rate] };
+                self.graph.initializer.push(floats(&ratio, &rate));
+                extra.push(ratio);
+                ("Dropout", vec![])
+            }
+            // It does nothing in a model that is finished.
             Op::Dropout { .. } | Op::Identity => ("Identity", vec![]),
         };
         Ok(pb::NodeProto {
