@@ -43,6 +43,7 @@ pub fn device(name: &str) -> Result<Device> {
         ("wgpu", Some(n)) => Ok(Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(n))),
         #[cfg(feature = "cuda")]
         ("cuda", n) => Ok(Device::cuda(n.unwrap_or(0))),
+        #[allow(unreachable_patterns, reason = "for those that were built in")]
         ("vulkan" | "wgpu" | "cuda", _) => {
             bail!("this trainer was built without {kind}: build it with --features {kind}")
         }

@@ -55,9 +55,9 @@ pub struct Operating {
     pub far_rest: Rate,
 }
 
-/// A picture the model was wrong about.
+/// A picture with the class that was said to be likeliest.
 #[derive(Clone, Debug, Serialize)]
-pub struct Mistake {
+pub struct Said {
     /// The picture.
     pub item: Item,
     /// What was said.
@@ -85,7 +85,13 @@ pub struct Report {
     /// a percent of all non-dogs undistorted.
     pub corruptions: Vec<(String, Rate, Rate)>,
     /// Most confident mistakes, worst first.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<Said>,
+    /// Of each class the pictures that were most surely said to show it, rightly or not.
+    pub surest: Vec<Said>,
+    /// Error rates against the threshold, from the lowest to the highest.
+    pub curve: Vec<Operating>,
+    /// Calibration error and reliability without the model's calibration, if it has one.
+    pub uncalibrated: Option<(f32, Vec<Bin>)>,
     /// Median milliseconds per picture, decoding left out.
     pub median_ms: f64,
     /// What each picture is, and the probability of "dog" it got.
@@ -134,6 +140,7 @@ pub fn door_class(name: &str) -> Result<Class> {
 pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> Result<Report> {
     let model = load_model(dir)?;
     let name = format!("{} {}", model.manifest.name, model.manifest.version);
+    let raw = model.manifest.calibration.is_some().then(|| load_model(dir)).transpose()?;
     let mut classifier = Classifier::new(model)?;
     let items = data.of(split);
     ensure!(!items.is_empty(), "the dataset has no picture in this split");
@@ -150,6 +157,11 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
         let rates = operating("", threshold, &scores(answers.iter()));
         distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
     }
+    let uncalibrated = raw.map(|mut model| -> Result<_> {
+        model.manifest.calibration = None;
+        let raw = figures(classify(&mut Classifier::new(model)?, &items, None)?.iter());
+        Ok((raw.ece, raw.reliability))
+    });
     let mut ms: Vec<f64> = answers.iter().map(|a| a.ms).collect();
     ms.sort_by(f64::total_cmp);
     Ok(Report {
@@ -159,7 +171,13 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
         crops: part(true),
         subsets: subsets(&answers),
         corruptions: distorted,
-        mistakes: mistakes(&answers, 24),
+        mistakes: surest(&answers, 24, |a| best(&a.probs) != a.class as usize),
+        surest: Class::ALL
+            .iter()
+            .flat_map(|c| surest(&answers, 10, |a| best(&a.probs) == *c as usize))
+            .collect(),
+        curve: curve(&scores(answers.iter())),
+        uncalibrated: uncalibrated.transpose()?,
         median_ms: ms[ms.len() / 2],
         scores: scores(answers.iter()),
         all,
@@ -304,19 +322,26 @@ fn subsets(answers: &[Answer<'_>]) -> BTreeMap<String, Rate> {
     counts.into_iter().map(|(k, (right, of))| (k, Rate::new(right, of))).collect()
 }
 
-fn mistakes(answers: &[Answer<'_>], most: usize) -> Vec<Mistake> {
-    let mut wrong: Vec<Mistake> = answers
+/// Rates at thresholds evenly spread over the logit of "dog", from 0.2 % to 99.8 %.
+fn curve(scores: &[(Class, f32)]) -> Vec<Operating> {
+    let at = |i: i32| 1.0 / (1.0 + (-0.25 * i as f32).exp());
+    (-25..=25).map(|i| operating("", at(i), scores)).collect()
+}
+
+/// Of the answers of a kind the surest, best first.
+fn surest(answers: &[Answer<'_>], most: usize, of: impl Fn(&&Answer<'_>) -> bool) -> Vec<Said> {
+    let mut said: Vec<Said> = answers
         .iter()
-        .filter(|a| best(&a.probs) != a.class as usize)
-        .map(|a| Mistake {
+        .filter(of)
+        .map(|a| Said {
             item: a.item.clone(),
             said: Class::ALL[best(&a.probs)].name().into(),
             probability: a.probs[best(&a.probs)],
         })
         .collect();
-    wrong.sort_by(|a, b| b.probability.total_cmp(&a.probability));
-    wrong.truncate(most);
-    wrong
+    said.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    said.truncate(most);
+    said
 }
 
 impl Report {

@@ -15,6 +15,7 @@ pub mod evaluate;
 pub mod export;
 pub mod files;
 pub mod head;
+pub mod inside;
 pub mod localize;
 pub use pawlatch_core::metrics;
 pub mod net;

@@ -302,7 +302,7 @@ struct EvaluateArgs {
     /// Write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write a page with curves and the most confident mistakes.
+    /// Write a page: curves, mistakes with heat, the surest of each class, filters, layers.
     #[arg(long)]
     html: Option<PathBuf>,
     /// Write the figures into the model's manifest.
@@ -332,6 +332,9 @@ struct LocalizeArgs {
     /// The PNG to draw it into.
     #[arg(long, requires = "picture")]
     heat: Option<PathBuf>,
+    /// Draw the heat alone: of a photo that you may not show.
+    #[arg(long, requires = "heat")]
+    bare: bool,
     /// Whose heat.
     #[arg(long, default_value = "dog")]
     class: String,
@@ -476,6 +479,9 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
         trained.temperature, trained.ece.0, trained.ece.1
     );
     export::classifier(&args.out, &trained, &data, &plan, &args.card(), &devices[0])?;
+    let figures = evaluate::evaluate(&args.out, &data, Split::Validate, false)?;
+    let page = report::page(&figures, &args.out)?;
+    write_whole(&args.out.join("report.html"), page.as_bytes())?;
     args.finished(&trained.history)
 }
 
@@ -516,7 +522,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(&figures)?)?;
     }
     if let Some(path) = &args.html {
-        write_whole(path, report::page(&figures)?.as_bytes())?;
+        write_whole(path, report::page(&figures, &args.model)?.as_bytes())?;
     }
     if args.record {
         export::record(&args.model, &figures)?;
@@ -545,7 +551,13 @@ fn run_localize(args: &LocalizeArgs) -> Result<()> {
         let picture = open(picture)?;
         let heat = finder(methods[0])?.heat(&picture)?.context("a detector has no heat map")?;
         let mut png = std::io::Cursor::new(Vec::new());
-        heat.over(&picture, class).write_to(&mut png, image::ImageFormat::Png)?;
+        let (w, h) = picture.dimensions();
+        let behind = if args.bare {
+            image::RgbImage::from_pixel(w, h, image::Rgb([225; 3]))
+        } else {
+            picture
+        };
+        heat.over(&behind, class).write_to(&mut png, image::ImageFormat::Png)?;
         return write_whole(out, &png.into_inner());
     }
     let data = Dataset::load(args.data.as_deref().context("give --data or --picture")?)?;
@@ -601,6 +613,6 @@ fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
         chosen.far_non_dog(),
         chosen.frr
     );
-    write_whole(&args.model.join("report.html"), report::page(&figures)?.as_bytes())?;
+    write_whole(&args.model.join("report.html"), report::page(&figures, &args.model)?.as_bytes())?;
     export::card(&args.model, &figures.text())
 }

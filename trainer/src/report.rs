@@ -1,71 +1,255 @@
 //! Reports as single HTML files: figures, curves and pictures, without a server or a script.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use anyhow::Result;
 use pawlatch_core::sight::Class;
+use pawlatch_core::units::Rect;
 
-use crate::data::augment::resized;
+use crate::cache::Normalisation;
+use crate::data::augment::{resized, stretched};
 use crate::data::browse::{escape, head, thumbnail};
 use crate::data::open;
-use crate::evaluate::Report;
-use crate::metrics::Bin;
+use crate::evaluate::{Operating, Report, door_class, load_model};
+use crate::inside;
+use crate::localize::{Finder, Method};
+use crate::metrics::{Bin, Rate};
+use crate::net::Net;
 use crate::recipe::bars;
 use crate::train::Epoch;
 
-/// The page of an evaluation.
+/// Pictures whose layers' answers are measured.
+const MEASURED: usize = 4;
+/// Pictures of a row of the surest are this large, pixels; those of mistakes larger.
+const SMALL: u32 = 96;
+const LARGE: u32 = 144;
+
+/// The page of an evaluation of the model in the directory `dir`.
 ///
 /// # Errors
-/// If a picture of a mistake cannot be read.
-pub fn page(report: &Report) -> Result<String> {
+/// If a picture cannot be read or the network not be run.
+pub fn page(report: &Report, dir: &Path) -> Result<String> {
     let mut html = head(&report.model);
     let _ = write!(html, "<h1>{}</h1><pre>{}</pre>", escape(&report.model), escape(&report.text()));
-    html += "<h2>Confusion</h2><table><tr><th>is \\ said";
-    for class in Class::ALL {
-        let _ = write!(html, "<th>{class}");
+    html += "<h2>Confusion</h2>";
+    html += &confusion(&report.all.confusion);
+    html += "<h2>Letting in and keeping out</h2><p>A dog is let in above a threshold of its probability. \
+             Shaded: 95 % bounds (Clopper and Pearson).</p>";
+    html += &thresholds(&report.curve);
+    html += &trade_off(&report.curve);
+    html += &precision_recall(&report.curve);
+    html += "<h2>Reliability</h2><p>How often it is right against how sure it is; on the diagonal it is as \
+             often right as it says.</p>";
+    if let Some((ece, bins)) = &report.uncalibrated {
+        let _ = write!(html, "{}", reliability(&format!("uncalibrated, ECE {ece:.3}"), bins));
     }
-    html += "<th>recall</tr>";
-    for (class, row) in Class::ALL.iter().zip(&report.all.confusion) {
-        let total = row.iter().sum::<usize>().max(1);
-        let _ = write!(html, "<tr><th>{class}");
-        for n in row {
-            let _ = write!(
-                html,
-                "<td style='background:rgba(200,60,20,{:.2})'>{n}",
-                0.8 * *n as f64 / total as f64
-            );
-        }
-        let _ =
-            write!(html, "<td>{:.1} %</tr>", row[*class as usize] as f64 / total as f64 * 100.0);
-    }
-    html += "</table><h2>Reliability</h2>";
-    html += &reliability(&report.all.reliability);
-    html += "<h2>Most confident mistakes</h2>";
+    let name = format!("as the door uses it, ECE {:.3}", report.all.ece);
+    html += &reliability(&name, &report.all.reliability);
+    let model = load_model(dir)?;
+    let input = model.manifest.input.clone();
+    let onnx = dir.join(&model.manifest.file);
+    let net = Net::load(&onnx)?;
+    // A network without a map of answers has no heat to show.
+    let mut finder = Finder::new(Method::Fcn, model, || Ok(net.clone())).ok();
+    html += "<h2>Most confident mistakes</h2><p>With the heat of what was said.</p>";
     for m in &report.mistakes {
-        let picture = resized(&open(&m.item.file)?, m.item.part, 144)?;
+        let seen = resized(&open(&m.item.file)?, m.item.part, 2 * LARGE)?;
+        let mut pictures = thumbnail(&resized(&seen, Rect::WHOLE, LARGE)?)?;
+        let heat = finder.as_mut().map(|f| f.heat(&seen)).transpose()?.flatten();
+        if let Some(heat) = heat {
+            let over = heat.over(&seen, door_class(&m.said)?);
+            pictures += &thumbnail(&resized(&over, Rect::WHOLE, LARGE)?)?;
+        }
         let _ = write!(
             html,
-            "<figure>{}<figcaption>{} called {} ({:.0} %)</figcaption></figure>",
-            thumbnail(&picture)?,
+            "<figure>{pictures}<figcaption>{} called {} ({:.0} %)</figcaption></figure>",
             escape(&m.item.label),
             escape(&m.said),
             m.probability * 100.0
         );
     }
-    Ok(html + "</body></html>\n")
+    html += "<h2>Surest of each class</h2>";
+    for class in Class::ALL {
+        let _ = write!(html, "<h3>{class}</h3>");
+        for s in report.surest.iter().filter(|s| s.said == class.name()) {
+            let picture = resized(&open(&s.item.file)?, s.item.part, SMALL)?;
+            let right = if s.item.label == s.said { "" } else { &escape(&s.item.label) };
+            let _ = write!(
+                html,
+                "<figure>{}<figcaption>{:.1} % {right}</figcaption></figure>",
+                thumbnail(&picture)?,
+                s.probability * 100.0
+            );
+        }
+    }
+    if let Some(filters) = inside::filters(&net) {
+        let _ = write!(html, "<h2>First filters</h2>{}", thumbnail(&filters)?);
+    }
+    let normalisation = Normalisation { mean: input.mean, std: input.std };
+    let [.., h, w] = net.shape_at(input.width());
+    let pictures = report.surest.iter().step_by(report.surest.len().div_ceil(MEASURED).max(1));
+    let planes = pictures.map(|s| {
+        let seen = stretched(&open(&s.item.file)?, s.item.part, w as u32, h as u32)?;
+        Ok(normalisation.planes(&seen))
+    });
+    let planes = planes.collect::<Result<Vec<_>>>()?;
+    html += "<h2>Layers</h2><p>Weights, and what the layer says of some of the pictures above.</p><details>\
+             <summary>Table</summary><table><tr><th>layer<th>weights: mean<th>deviation<th>largest\
+             <th>output: mean<th>deviation<th>largest<th>nought</tr>";
+    for layer in inside::layers(&net, &planes, [h, w])? {
+        let three = |s: &inside::Spread| {
+            format!("<td>{:.4}<td>{:.4}<td>{:.3}", s.mean, s.deviation, s.largest)
+        };
+        let weights = layer.weights.as_ref().map_or("<td><td><td>".into(), three);
+        let _ = write!(
+            html,
+            "<tr><th>{}{weights}{}<td>{:.0} %</tr>",
+            escape(&layer.name),
+            three(&layer.output),
+            layer.output.zeros * 100.0
+        );
+    }
+    Ok(html + "</table></details></body></html>\n")
+}
+
+fn confusion(counts: &[[usize; 5]; 5]) -> String {
+    let mut html = String::from("<table><tr><th>is \\ said");
+    for class in Class::ALL {
+        let _ = write!(html, "<th>{class}");
+    }
+    html += "<th>recall</tr>";
+    let share = |right: usize, of: usize| match of {
+        0 => "<td>-".to_owned(),
+        of => format!("<td>{:.1} %", right as f64 / of as f64 * 100.0),
+    };
+    for (class, row) in Class::ALL.iter().zip(counts) {
+        let total = row.iter().sum::<usize>();
+        let _ = write!(html, "<tr><th>{class}");
+        for n in row {
+            let _ = write!(
+                html,
+                "<td style='background:rgba(0,114,178,{:.2})'>{n}",
+                0.6 * *n as f64 / total.max(1) as f64
+            );
+        }
+        html += &share(row[*class as usize], total);
+    }
+    html += "<tr><th>precision";
+    for class in Class::ALL.map(|c| c as usize) {
+        html += &share(counts[class][class], counts.iter().map(|row| row[class]).sum());
+    }
+    html + "<td></table>"
+}
+
+/// A line of a plot: what it is called and its points, 0 to 1 from left to right and from below.
+type Line = (&'static str, Vec<(f64, f64)>);
+
+/// Colours of Okabe and Ito and dashes: told apart without colour too.
+const STROKES: [&str; 4] = [
+    "stroke-width='2' stroke='#0072b2'",
+    "stroke-width='2' stroke='#d55e00' stroke-dasharray='7 3'",
+    "stroke-width='2' stroke='#009e73' stroke-dasharray='2 3'",
+    "stroke-width='1' stroke='#666'",
+];
+
+/// Lines with what lies between their bounds, over a frame whose ends are named.
+fn plot(title: &str, ends: [&str; 4], lines: &[Line], bounds: &[Line]) -> String {
+    let at = |points: &[(f64, f64)]| {
+        let one = |(x, y): &(f64, f64)| format!("{:.1},{:.1}", 40.0 + 260.0 * x, 230.0 - 200.0 * y);
+        points.iter().map(one).collect::<Vec<_>>().join(" ")
+    };
+    let mut svg = format!(
+        "<svg viewBox='0 0 450 260' width=600 font-size=11><text x=40 y=18 font-size=13>{title}</text>\
+         <path d='M40 30V230H300' fill='none' stroke='#999'/>"
+    );
+    let [left, right, bottom, top] = ends;
+    for (x, y, end, text) in [
+        (40, 246, "start", left),
+        (300, 246, "end", right),
+        (36, 230, "end", bottom),
+        (36, 38, "end", top),
+    ] {
+        let _ = write!(svg, "<text x={x} y={y} text-anchor={end}>{text}</text>");
+    }
+    for ((_, points), stroke) in bounds.iter().zip(STROKES) {
+        let fill = stroke.split('\'').nth(3).unwrap_or("#666");
+        let _ = write!(svg, "<polygon points='{}' fill='{fill}' opacity=.15 />", at(points));
+    }
+    for (i, ((name, points), stroke)) in lines.iter().zip(STROKES).enumerate() {
+        let y = 50 + 20 * i;
+        let _ = write!(
+            svg,
+            "<polyline points='{}' fill='none' {stroke}/><path d='M308 {y}h20' fill='none' {stroke}/>\
+             <text x=332 y={}>{name}</text>",
+            at(points),
+            y + 4
+        );
+    }
+    svg + "</svg>"
+}
+
+/// What is asked of an operating point.
+type Asked = (&'static str, fn(&Operating) -> Rate);
+
+const RATES: [Asked; 3] = [
+    ("dogs kept out", |o| o.frr),
+    ("cats let in", |o| o.far_cat),
+    ("others let in", |o| o.far_rest),
+];
+
+fn thresholds(curve: &[Operating]) -> String {
+    let x = |i: usize| i as f64 / (curve.len() - 1).max(1) as f64;
+    let line = |of: &dyn Fn(&Operating) -> f64| -> Vec<(f64, f64)> {
+        curve.iter().enumerate().map(|(i, o)| (x(i), of(o))).collect()
+    };
+    let lines = RATES.map(|(name, rate)| (name, line(&|o| rate(o).share())));
+    let bounds = RATES.map(|(name, rate)| {
+        let mut round = line(&|o| rate(o).low);
+        round.extend(line(&|o| rate(o).high).into_iter().rev());
+        (name, round)
+    });
+    let end =
+        |o: Option<&Operating>| o.map_or(String::new(), |o| format!("p > {:.3}", o.threshold));
+    let (left, right) = (end(curve.first()), end(curve.last()));
+    plot("Error rates by threshold (even in logits)", [&left, &right, "0", "1"], &lines, &bounds)
+}
+
+/// Dogs kept out against who is let in, both logarithmic (Martin et al. 1997: DET).
+fn trade_off(curve: &[Operating]) -> String {
+    // From 0.1 % on: fewer than that the pictures cannot tell.
+    let log = |v: f64| (v.max(1e-3).log10() + 3.0) / 3.0;
+    let line = |far: &dyn Fn(&Operating) -> Rate| -> Vec<(f64, f64)> {
+        curve.iter().map(|o| (log(far(o).share()), log(o.frr.share()))).collect()
+    };
+    let lines =
+        [("cats", line(&|o| o.far_cat)), ("all that is no dog", line(&|o| o.far_non_dog()))];
+    let ends = ["0.1 % let in", "all", "0.1 %", "all"];
+    plot("Dogs kept out against others let in (DET)", ends, &lines, &[])
+}
+
+fn precision_recall(curve: &[Operating]) -> String {
+    let points = curve.iter().filter_map(|o| {
+        let dogs = o.frr.of - o.frr.hits;
+        let all = dogs + o.far_non_dog().hits;
+        (all > 0).then(|| (1.0 - o.frr.share(), dogs as f64 / all as f64))
+    });
+    let lines = [("dog", points.collect())];
+    plot("Precision against recall", ["recall 0", "1", "0", "1"], &lines, &[])
 }
 
 /// Accuracy against confidence; the diagonal is a network that is right as often as it says.
-fn reliability(bins: &[Bin]) -> String {
-    let mut svg = String::from(
-        "<svg viewBox='0 0 220 220' width=330><path d='M10 210L210 10' stroke='#999' fill='none'/>",
+fn reliability(name: &str, bins: &[Bin]) -> String {
+    let mut svg = format!(
+        "<svg viewBox='0 0 220 236' width=330><path d='M10 210L210 10' stroke='#999' fill='none'/>\
+         <text x=10 y=230 font-size=11>{name}</text>"
     );
     for bin in bins.iter().filter(|b| b.count > 0) {
         let (x, y) = (10.0 + bin.confidence * 200.0, 210.0 - bin.accuracy * 200.0);
         let r = 2.0 + (bin.count as f32).ln();
         let _ = write!(
             svg,
-            "<circle cx={x:.1} cy={y:.1} r={r:.1} fill='#c63'><title>{} pictures: {:.3} sure, {:.3} right</title></circle>",
+            "<circle cx={x:.1} cy={y:.1} r={r:.1} fill='#d55e00'><title>{} pictures: {:.3} sure, {:.3} right</title></circle>",
             bin.count, bin.confidence, bin.accuracy
         );
     }
@@ -99,15 +283,14 @@ pub fn line(epochs: &[Epoch]) -> String {
     )
 }
 
-/// What a line of the page's curves is called, its stroke, and what it shows of an epoch.
-type Curve = (&'static str, &'static str, fn(&Epoch) -> f32);
+/// What a line of the page's curves is called and what it shows of an epoch.
+type Curve = (&'static str, fn(&Epoch) -> f32);
 
-/// Colours of Okabe and Ito and dashes: told apart without colour too.
 const CURVES: [Curve; 4] = [
-    ("loss", "stroke='#666'", |e| e.loss),
-    ("validation loss", "stroke='#d55e00' stroke-width=2", |e| e.validation_loss),
-    ("accuracy", "stroke='#0072b2' stroke-dasharray='6 3'", |e| e.accuracy),
-    ("rate", "stroke='#009e73' stroke-dasharray='1 3'", |e| e.rate),
+    ("validation loss", |e| e.validation_loss),
+    ("accuracy", |e| e.accuracy),
+    ("rate", |e| e.rate),
+    ("loss", |e| e.loss),
 ];
 
 /// Curves of a training, stage by stage: losses from 0 to the largest of them, accuracy from 0 to 1,
@@ -117,29 +300,18 @@ pub fn history(stages: &[Vec<Epoch>]) -> String {
     for (n, epochs) in stages.iter().enumerate() {
         let _ = write!(html, "<h2>Stage {}</h2>", n + 1);
         let largest = |of: fn(&Epoch) -> f32| epochs.iter().map(of).fold(1e-9, f32::max);
-        let tops = [
-            largest(|e| e.loss.max(e.validation_loss)),
-            largest(|e| e.loss.max(e.validation_loss)),
-            1.0,
-            largest(|e| e.rate),
-        ];
-        html += "<svg viewBox='0 0 620 200' width=930>";
-        for (i, ((name, stroke, of), top)) in CURVES.iter().zip(tops).enumerate() {
+        let loss = largest(|e| e.loss.max(e.validation_loss));
+        let tops = [loss, 1.0, largest(|e| e.rate), loss];
+        let line = |((name, of), top): (Curve, f32)| {
             let at = |(i, e): (usize, &Epoch)| {
-                let x = 10.0 + 480.0 * i as f32 / (epochs.len().max(2) - 1) as f32;
-                format!("{x:.1},{:.1}", 190.0 - 180.0 * of(e) / top)
+                (i as f64 / (epochs.len().max(2) - 1) as f64, f64::from(of(e) / top))
             };
-            let points: Vec<_> = epochs.iter().enumerate().map(at).collect();
-            let y = 20 + 20 * i;
-            let _ = write!(
-                html,
-                "<polyline points='{}' fill='none' {stroke}/><path d='M500 {y}h24' fill='none' {stroke}/>\
-                 <text x=530 y={} font-size=12>{name}</text>",
-                points.join(" "),
-                y + 4
-            );
-        }
-        html += "</svg><table><tr><th>epoch<th>loss<th>validation<th>accuracy<th>rate<th>s</tr>";
+            (name, epochs.iter().enumerate().map(at).collect())
+        };
+        let lines: Vec<Line> = CURVES.into_iter().zip(tops).map(line).collect();
+        let (last, top) = (format!("epoch {}", epochs.len()), format!("{loss:.2}"));
+        html += &plot("Losses, accuracy (to 1) and rate", ["1", &last, "0", &top], &lines, &[]);
+        html += "<table><tr><th>epoch<th>loss<th>validation<th>accuracy<th>rate<th>s</tr>";
         for e in epochs {
             let _ = write!(
                 html,
@@ -181,11 +353,14 @@ mod tests {
             "epoch   3  loss 0.6000 █▃▁  validation 1.3000 █▂▁  score 60.00 % ▁▅█  7 s"
         );
         let page = live(&epochs);
-        for (name, stroke, _) in CURVES {
+        for ((name, _), stroke) in CURVES.iter().zip(STROKES) {
             assert!(page.contains(name) && page.matches(stroke).count() == 2, "{name}");
         }
         // The accuracy of the last epoch, on its own scale.
-        assert!(page.contains("490.0,82.0"), "{page}");
+        assert!(page.contains("300.0,110.0"), "{page}");
+        // A bare value would take the slash with it, and what follows would be inside.
+        let ends = page.match_indices("/>").map(|(i, _)| page.as_bytes()[i - 1]);
+        assert!(ends.into_iter().all(|before| before == b'\'' || before == b' '), "{page}");
         assert!(page.contains("http-equiv=refresh"));
     }
 }

@@ -48,7 +48,26 @@ fn the_commands_of_the_guide_work_together() {
         "evaluate mine --data data.json --corruptions --html report.html --json report.json --record",
     );
     assert!(text.contains("HalfHidden"), "{text}");
-    assert!(std::fs::read_to_string(dir.join("report.html")).unwrap().contains("Reliability"));
+    let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
+    for part in [
+        "precision<td>",
+        "Error rates by threshold",
+        "DET",
+        "Precision against recall",
+        "uncalibrated, ECE",
+        "Most confident mistakes",
+        "Surest of each class",
+        "First filters",
+        "Layers",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    let report = std::fs::read_to_string(dir.join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let kept_out = |o: &serde_json::Value| o["frr"]["hits"].as_u64().unwrap();
+    let curve = report["curve"].as_array().unwrap();
+    assert!(curve.len() > 40 && curve.windows(2).all(|w| kept_out(&w[0]) <= kept_out(&w[1])));
+    assert!(dir.join("mine/report.html").exists(), "a training writes its report");
     let manifest = std::fs::read_to_string(dir.join("mine/model.toml")).unwrap();
     assert!(manifest.contains("accuracy_dog_cat_rest"), "{manifest}");
     // The model just made is where the next training starts.

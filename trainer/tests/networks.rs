@@ -449,6 +449,18 @@ fn a_node_outside_the_vocabulary_is_named() {
 }
 
 #[test]
+fn a_pool_that_rounds_up_has_a_window_for_what_is_left_but_none_of_padding() {
+    let rows = |size: usize, [kernel, stride]: [usize; 2], end: usize, ceil: bool| {
+        let op =
+            Op::MaxPool { kernel: [kernel; 2], stride: [stride; 2], pads: [0, 0, end, 0], ceil };
+        one_node(op, [1, 1, size, 9], &[]).shapes([1, 1, size, 9]).unwrap()["y"][2]
+    };
+    assert_eq!([rows(6, [3, 2], 0, false), rows(6, [3, 2], 0, true)], [2, 3]);
+    assert_eq!([rows(7, [3, 2], 0, false), rows(7, [3, 2], 0, true)], [3, 3]);
+    assert_eq!([rows(4, [2, 3], 0, true), rows(3, [2, 3], 1, true)], [2, 1]);
+}
+
+#[test]
 fn a_mean_over_the_map_is_read_however_it_is_written() {
     use prost::Message;
     use tract_onnx::pb;

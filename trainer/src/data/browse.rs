@@ -124,7 +124,7 @@ pub fn head(title: &str) -> String {
          table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:.2em .6em;text-align:right}}\
          figure{{display:inline-block;margin:2px;position:relative}}figure img{{display:inline-block;vertical-align:top}}\
          i{{position:absolute;border:2px solid #e33;font-size:11px;color:#e33;box-sizing:border-box}}\
-         svg{{background:#fafafa}}</style></head><body>",
+         svg{{background:#fafafa}}pre{{overflow-x:auto}}</style></head><body>",
         escape(title)
     )
 }
