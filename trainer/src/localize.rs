@@ -262,6 +262,21 @@ impl Heat {
         Rect::clipped(x.0 as f32 / w, y.0 as f32 / h, x.1 as f32 / w, y.1 as f32 / h)
     }
 
+    /// The lowest and the highest probability of `class` in any cell.
+    pub fn range(&self, class: Class) -> (f32, f32) {
+        let of = self.cells.iter().map(|c| c[class as usize]);
+        of.fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(v), high.max(v)))
+    }
+
+    /// Spreads the probabilities of `class` from nought to one: where it is likeliest shows even if
+    /// it is likely nowhere.
+    pub fn spread(&mut self, class: Class) {
+        let (low, high) = self.range(class);
+        for cell in &mut self.cells {
+            cell[class as usize] = (cell[class as usize] - low) / (high - low).max(1e-9);
+        }
+    }
+
     /// The picture in grey with the probability of `class` over it, from clear to red.
     pub fn over(&self, picture: &RgbImage, class: Class) -> RgbImage {
         let (w, h) = picture.dimensions();
@@ -398,6 +413,12 @@ mod tests {
         let shown = heat.over(&grey, Class::Dog);
         let red =
             |x, y| i32::from(shown.get_pixel(x, y).0[0]) - i32::from(shown.get_pixel(x, y).0[2]);
+        let (low, high) = heat.range(Class::Dog);
+        assert!(low < high, "{low} to {high}");
+        let mut faint = Heat { cells: heat.cells.clone(), ..heat };
+        faint.cells.iter_mut().for_each(|c| c[0] = 0.3 + c[0] / 10.0);
+        faint.spread(Class::Dog);
+        assert_eq!(faint.range(Class::Dog), (0.0, 1.0));
         assert!(red(48, 32) > red(4, 4) + 60, "{} {}", red(48, 32), red(4, 4));
     }
 }

@@ -332,7 +332,8 @@ struct LocalizeArgs {
     /// The PNG to draw it into.
     #[arg(long, requires = "picture")]
     heat: Option<PathBuf>,
-    /// Draw the heat alone: of a photo that you may not show.
+    /// Draw the heat alone, from where it is least to where it is most: of a photo that you may not
+    /// show.
     #[arg(long, requires = "heat")]
     bare: bool,
     /// Whose heat.
@@ -549,10 +550,17 @@ fn run_localize(args: &LocalizeArgs) -> Result<()> {
     if let (Some(picture), Some(out)) = (&args.picture, &args.heat) {
         let class = evaluate::door_class(&args.class)?;
         let picture = open(picture)?;
-        let heat = finder(methods[0])?.heat(&picture)?.context("a detector has no heat map")?;
+        let mut heat = finder(methods[0])?.heat(&picture)?.context("a detector has no heat map")?;
+        let (low, high) = heat.range(class);
+        println!(
+            "{class}: {:.1} % where it is least likely, {:.1} % at most",
+            low * 100.0,
+            high * 100.0
+        );
         let mut png = std::io::Cursor::new(Vec::new());
         let (w, h) = picture.dimensions();
         let behind = if args.bare {
+            heat.spread(class);
             image::RgbImage::from_pixel(w, h, image::Rgb([225; 3]))
         } else {
             picture
