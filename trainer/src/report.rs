@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::Rect;
 
@@ -28,7 +28,7 @@ const LARGE: u32 = 144;
 /// The page of an evaluation of the model in the directory `dir`.
 ///
 /// # Errors
-/// If a picture cannot be read or the network not be run.
+/// If the model or a picture cannot be read, or the network not be run.
 pub fn page(report: &Report, dir: &Path) -> Result<String> {
     let mut html = head(&report.model);
     let _ = write!(html, "<h1>{}</h1><pre>{}</pre>", escape(&report.model), escape(&report.text()));
@@ -49,9 +49,11 @@ pub fn page(report: &Report, dir: &Path) -> Result<String> {
     let model = load_model(dir)?;
     let input = model.manifest.input.clone();
     let onnx = dir.join(&model.manifest.file);
-    let net = Net::load(&onnx)?;
+    // What the door runs may be outside the trainer's vocabulary: then there is no looking inside.
+    let net = Net::load(&onnx).ok();
     // A network without a map of answers has no heat to show.
-    let mut finder = Finder::new(Method::Fcn, model, || Ok(net.clone())).ok();
+    let mut finder =
+        Finder::new(Method::Fcn, model, || net.clone().context("outside the vocabulary")).ok();
     html += "<h2>Most confident mistakes</h2><p>With the heat of what was said.</p>";
     for m in &report.mistakes {
         let seen = resized(&open(&m.item.file)?, m.item.part, 2 * LARGE)?;
@@ -83,6 +85,7 @@ pub fn page(report: &Report, dir: &Path) -> Result<String> {
             );
         }
     }
+    let Some(net) = net else { return Ok(html + "</body></html>\n") };
     if let Some(filters) = inside::filters(&net) {
         let _ = write!(html, "<h2>First filters</h2>{}", thumbnail(&filters)?);
     }
