@@ -344,6 +344,7 @@ fn halves(outputs: &[Array]) -> Result<Vec<u8>> {
     Ok(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
 }
 
-fn hex(hash: &[u8]) -> String {
+/// The first twelve bytes of a hash, for the name of a file.
+pub(crate) fn hex(hash: &[u8]) -> String {
     hash.iter().take(12).map(|b| format!("{b:02x}")).collect()
 }

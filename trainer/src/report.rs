@@ -148,13 +148,13 @@ fn confusion(counts: &[[usize; 5]; 5]) -> String {
 /// A line of a plot: what it is called and its points, 0 to 1 from left to right and from below.
 type Line = (&'static str, Vec<(f64, f64)>);
 
-/// Colours of Okabe and Ito and dashes: told apart without colour too.
-const STROKES: [&str; 4] = [
-    "stroke-width='2' stroke='#0072b2'",
-    "stroke-width='2' stroke='#d55e00' stroke-dasharray='7 3'",
-    "stroke-width='2' stroke='#009e73' stroke-dasharray='2 3'",
-    "stroke-width='1' stroke='#666'",
-];
+/// Colours of Okabe and Ito, and dashes: told apart without colour too.
+const STROKES: [(&str, &str); 4] =
+    [("#0072b2", "none"), ("#d55e00", "7 3"), ("#009e73", "2 3"), ("#666", "none")];
+
+fn stroke((colour, dashes): (&str, &str)) -> String {
+    format!("fill='none' stroke-width='2' stroke='{colour}' stroke-dasharray='{dashes}'")
+}
 
 /// Lines with what lies between their bounds, over a frame whose ends are named.
 fn plot(title: &str, ends: [&str; 4], lines: &[Line], bounds: &[Line]) -> String {
@@ -175,15 +175,14 @@ fn plot(title: &str, ends: [&str; 4], lines: &[Line], bounds: &[Line]) -> String
     ] {
         let _ = write!(svg, "<text x={x} y={y} text-anchor={end}>{text}</text>");
     }
-    for ((_, points), stroke) in bounds.iter().zip(STROKES) {
-        let fill = stroke.split('\'').nth(3).unwrap_or("#666");
-        let _ = write!(svg, "<polygon points='{}' fill='{fill}' opacity=.15 />", at(points));
+    for ((_, points), (colour, _)) in bounds.iter().zip(STROKES) {
+        let _ = write!(svg, "<polygon points='{}' fill='{colour}' opacity=.15 />", at(points));
     }
-    for (i, ((name, points), stroke)) in lines.iter().zip(STROKES).enumerate() {
+    for (i, ((name, points), stroke)) in lines.iter().zip(STROKES.map(stroke)).enumerate() {
         let y = 50 + 20 * i;
         let _ = write!(
             svg,
-            "<polyline points='{}' fill='none' {stroke}/><path d='M308 {y}h20' fill='none' {stroke}/>\
+            "<polyline points='{}' {stroke}/><path d='M308 {y}h20' {stroke}/>\
              <text x=332 y={}>{name}</text>",
             at(points),
             y + 4
@@ -356,8 +355,8 @@ mod tests {
             "epoch   3  loss 0.6000 █▃▁  validation 1.3000 █▂▁  score 60.00 % ▁▅█  7 s"
         );
         let page = live(&epochs);
-        for ((name, _), stroke) in CURVES.iter().zip(STROKES) {
-            assert!(page.contains(name) && page.matches(stroke).count() == 2, "{name}");
+        for ((name, _), stroke) in CURVES.iter().zip(STROKES.map(stroke)) {
+            assert!(page.contains(name) && page.matches(&stroke).count() == 2, "{name}");
         }
         // The accuracy of the last epoch, on its own scale.
         assert!(page.contains("300.0,110.0"), "{page}");

@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, hex};
 use crate::engine::{Model, to_host};
 use crate::files::write_whole;
 use crate::net::{Array, Net};
@@ -373,7 +373,7 @@ impl<'a> Training<'a> {
             hash.update(format!("{name} {:?}", p.shape));
             p.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
         }
-        let name: String = hash.finalize()[..6].iter().map(|b| format!("{b:02x}")).collect();
+        let name = hex(&hash.finalize());
         Ok(self.dir.join(format!("{CHECKPOINT}-{name}.safetensors")))
     }
 

@@ -209,8 +209,8 @@ pub fn stretched(picture: &RgbImage, part: Rect, width: u32, height: u32) -> Res
         .ok_or_else(|| anyhow::anyhow!("the resizer returned another size"))
 }
 
-/// `part` of `picture` laid on `ground`, a square of `side` pixels: its longer side becomes 0.4 to 0.9
-/// of that, its place is drawn.
+/// Lays `part` of `picture` on `ground`: its longer side becomes 0.4 to 0.9 of the shorter side of
+/// that, its place is drawn.
 ///
 /// # Errors
 /// If the resizer refuses the sizes.

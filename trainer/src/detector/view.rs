@@ -307,15 +307,12 @@ mod tests {
     fn what_is_laid_over_a_view_is_found_and_what_it_hides_is_not() {
         let scenes = [scene([0.25, 0.375, 0.5, 0.75], "dog"), scene([0.4, 0.4, 0.6, 0.6], "cat")];
         let pictures = [picture(&scenes[0]), picture(&scenes[1])];
-        let scenes: Vec<&Scene> = scenes.iter().collect();
         let dir = tempfile::tempdir().unwrap();
-        let files = [0, 1].map(|i| dir.path().join(format!("{i}.png")));
-        let scenes: Vec<Scene> = (0..2)
-            .map(|i| {
-                pictures[i].save(&files[i]).unwrap();
-                Scene { file: files[i].clone(), ..scenes[i].clone() }
-            })
-            .collect();
+        let scenes = [0, 1].map(|i| {
+            let file = dir.path().join(format!("{i}.png"));
+            pictures[i].save(&file).unwrap();
+            Scene { file, ..scenes[i].clone() }
+        });
         let scenes: Vec<&Scene> = scenes.iter().collect();
         let mut rng = StdRng::seed_from_u64(4);
         let views = Views { mosaic: 0.0, far: 0.0, whole: 1.0, paste: 1.0, ..Views::default() };

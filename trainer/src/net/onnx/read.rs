@@ -357,10 +357,7 @@ impl Reader {
             x = self.net.push(&format!("{output}.mean"), op, &[&x]);
             op = Op::Flatten;
         }
-        self.net.push(name, op, &[&x]);
-        if let Some(node) = self.net.nodes.last_mut() {
-            node.output = output;
-        }
+        self.net.nodes.push(Node { name: name.into(), op, inputs: vec![x], output });
         Ok(())
     }
 
