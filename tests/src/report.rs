@@ -117,6 +117,44 @@ pub fn ap50(pictures: &[Detected], class: Class) -> Option<f64> {
     Some(area)
 }
 
+/// Boxes of animals from this score on are shown to people.
+const SHOWN: f32 = 0.25;
+
+/// How boxes of dogs and cats are named and placed: of those that a shown box of an animal fits (IoU
+/// 0.5; the surest counts) how many are named as the other, and in pictures with one such box and
+/// no other how well the surest box of an animal fits.
+fn pets(pictures: &[Detected]) -> Value {
+    let animals = |p: &Detected| {
+        let mut found: Vec<_> =
+            p.found.iter().filter(|d| d.class != Class::Person).cloned().collect();
+        found.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
+        found
+    };
+    let (mut named, mut overlaps) = (Vec::new(), Vec::new());
+    for picture in pictures {
+        let found = animals(picture);
+        let pet = |t: &&Truth| matches!(t.class, Class::Dog | Class::Cat);
+        for truth in picture.truths.iter().filter(pet) {
+            let fits = |d: &&Detection| d.score.get() >= SHOWN && d.rect.iou(truth.rect) >= 0.5;
+            named.extend(found.iter().find(fits).map(|d| (truth.class, d.class)));
+            if picture.truths.len() == 1 {
+                overlaps.push(found.first().map_or(0.0, |d| d.rect.iou(truth.rect)));
+            }
+        }
+    }
+    let called = |is: Class, said: Class| {
+        let of: Vec<_> = named.iter().filter(|n| n.0 == is).collect();
+        Rate::new(of.iter().filter(|n| n.1 == said).count(), of.len())
+    };
+    let over = |iou| Rate::new(overlaps.iter().filter(|v| **v > iou).count(), overlaps.len());
+    json!([
+        ["cats named dog", called(Class::Cat, Class::Dog)],
+        ["dogs named cat", called(Class::Dog, Class::Cat)],
+        ["a single dog or cat: IoU over 0.5", over(0.5)],
+        ["a single dog or cat: IoU over 0.7", over(0.7)],
+    ])
+}
+
 /// The rate of letting in what is no dog at which subsets are compared.
 const SUBSET_FAR: f64 = 0.005;
 
@@ -278,6 +316,7 @@ pub fn write(docs: &Path, pictures: &Pictures) -> io::Result<()> {
         "picture": picture,
         "crop": door,
         "ap50": boxes,
+        "pets": pets(&pictures.detected),
         "persons": persons(pictures),
         "clips": clips,
     });
@@ -345,14 +384,20 @@ fn page(all: &Value) -> String {
         let text = ap.as_f64().map_or("-".to_owned(), |ap| format!("{ap:.3}"));
         let _ = writeln!(out, "| {class} | {text} |");
     }
+    let _ = writeln!(out, "\n| boxes of dogs and cats | |\n|---|---|");
+    let rows = |out: &mut String, key: &str| {
+        for row in all[key].as_array().into_iter().flatten() {
+            let _ =
+                writeln!(out, "| {} | {} |", row[0].as_str().unwrap_or_default(), rate(&row[1]));
+        }
+    };
+    rows(&mut out, "pets");
     let _ = writeln!(
         out,
         "\n## Persons\n\nPictures with a box that speaks for a person, found and weighed as on the \
          door, which adds up what several frames say.\n\n| pictures of | believed to show one |\n|---|---|"
     );
-    for row in all["persons"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "| {} | {} |", row[0].as_str().unwrap_or_default(), rate(&row[1]));
-    }
+    rows(&mut out, "persons");
     out
 }
 
@@ -542,6 +587,24 @@ mod tests {
         let yard = &figures["subsets"]["yard"];
         assert_eq!((yard["frr"]["hits"].as_u64(), yard["frr"]["of"].as_u64()), (Some(1), Some(2)));
         assert_eq!((yard["far"]["hits"].as_u64(), yard["far"]["of"].as_u64()), (Some(0), Some(2)));
+    }
+
+    #[test]
+    fn boxes_of_pets_are_named_and_placed() {
+        let a = [0.1, 0.1, 0.5, 0.5];
+        // Nearly three quarters of it, and a surer box elsewhere.
+        let near = [0.1, 0.1, 0.5, 0.39];
+        let mut called_cat = picture(&[a], &[(near, 0.8)]);
+        called_cat.found[0].class = Class::Cat;
+        let elsewhere = picture(&[a], &[([0.6, 0.6, 0.9, 0.9], 0.9), (a, 0.5)]);
+        let faint = picture(&[a], &[(a, 0.1)]);
+        let two = picture(&[a, [0.6, 0.6, 0.9, 0.9]], &[(a, 0.9)]);
+        let rows = pets(&[called_cat, elsewhere, faint, two]);
+        let counts = |row: usize| (rows[row][1]["hits"].as_u64(), rows[row][1]["of"].as_u64());
+        assert_eq!(counts(0), (Some(0), Some(0)));
+        assert_eq!(counts(1), (Some(1), Some(3)));
+        assert_eq!(counts(2), (Some(2), Some(3)));
+        assert_eq!(counts(3), (Some(2), Some(3)));
     }
 
     #[test]
