@@ -37,10 +37,14 @@ const MAX_BOXES: usize = 3;
 const BELOW_PEAK: f32 = 1.0;
 /// Probabilities nearer to 0 or 1 than this say no more than this.
 const CERTAIN: f32 = 1e-9;
-/// How much of a box of heat is too much on the left, above and on the right, as a share of its
-/// size: medians over 304 single pets (every fifth of ../shared/data/boxed_train). The
-/// network pads on the right and below only, so its cells lie off their middles.
-const TRIM: [f32; 3] = [0.07, 0.035, 0.045];
+/// Of the heat of an animal so much lies outside its box on each side, so that a thin tail of it
+/// (a shadow, a toy beside it) does not stretch the box. With the heat's whole extent the box was
+/// right (IoU over 0.5) for 95 % of 1517 single pets and over 0.7 for 76 %, so for 96 and 81 %.
+const OUTSIDE: f32 = 0.02;
+/// What is still missing on the left, above, on the right and below, as a share of the box's size:
+/// medians over 1517 single pets (../shared/data/boxed_train). The network pads on the right and
+/// below only, so its cells lie off their middles.
+const MISSING: [f32; 4] = [-0.007, 0.028, 0.044, 0.084];
 
 /// For every cell of a grid over a part of a frame, the probability of each class.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,7 +259,7 @@ impl Localiser {
     fn boxes(&self, heat: &HeatMap, odds: &[f32]) -> Vec<(Rect, f32)> {
         let thresholds = &self.manifest.thresholds;
         let rim = Score::clamped(thresholds.heat_edge).logit();
-        let (wide, high) = (heat.width * ENLARGED, heat.height * ENLARGED);
+        let wide = heat.width * ENLARGED;
         let mut fine = enlarge(odds, heat.width, heat.height);
         let mut found: Vec<(Rect, f32)> = Vec::new();
         let mut floor = Score::clamped(thresholds.heat_floor).logit();
@@ -267,14 +271,11 @@ impl Localiser {
             let edge = rim.min(peak - BELOW_PEAK);
             // What is left around a part is its rim, not another animal.
             floor = floor.max(edge);
-            let [x0, y0, x1, y1] = flood(&mut fine, wide, seed, edge);
-            let (w, h) = ((x1 - x0) as f32, (y1 - y0) as f32);
-            let rect = Rect::clipped(
-                (x0 as f32 + TRIM[0] * w) / wide as f32,
-                (y0 as f32 + TRIM[1] * h) / high as f32,
-                (x1 as f32 - TRIM[2] * w) / wide as f32,
-                y1 as f32 / high as f32,
-            );
+            let [columns, rows] = flood(&mut fine, wide, seed, edge);
+            let ((x0, x1), (y0, y1)) = (within(&columns), within(&rows));
+            let (w, h) = (x1 - x0, y1 - y0);
+            let [left, above, right, below] = MISSING;
+            let rect = Rect::clipped(x0 - left * w, y0 - above * h, x1 + right * w, y1 + below * h);
             found.extend(rect.map(|rect| (rect, peak)));
         }
         found
@@ -316,16 +317,22 @@ fn highest(map: &[f32]) -> Option<(usize, f32)> {
     map.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))
 }
 
-/// Extent `[x0, y0, x1, y1]` of the four-connected cells of at least `least` around `seed`, which
-/// are set below every threshold as they are visited.
-fn flood(map: &mut [f32], width: usize, seed: usize, least: f32) -> [usize; 4] {
+/// How far the four-connected cells of at least `least` around `seed` lie above it, summed for each
+/// column and for each row; the cells are set below every threshold as they are visited.
+fn flood(map: &mut [f32], width: usize, seed: usize, least: f32) -> [Vec<f32>; 2] {
     let height = map.len() / width;
-    let mut extent = [seed % width, seed / width, seed % width + 1, seed / width + 1];
+    let (mut columns, mut rows) = (vec![0.0; width], vec![0.0; height]);
+    // So that a part without a slope has a place as well.
+    let mut visit = |map: &mut [f32], cell: usize| {
+        let above = (map[cell] - least).max(1e-3);
+        columns[cell % width] += above;
+        rows[cell / width] += above;
+        map[cell] = f32::NEG_INFINITY;
+    };
     let mut open = vec![seed];
-    map[seed] = f32::NEG_INFINITY;
+    visit(map, seed);
     while let Some(cell) = open.pop() {
         let (x, y) = (cell % width, cell / width);
-        extent = [extent[0].min(x), extent[1].min(y), extent[2].max(x + 1), extent[3].max(y + 1)];
         let beside = [
             (x > 0).then(|| cell - 1),
             (x + 1 < width).then(|| cell + 1),
@@ -334,12 +341,34 @@ fn flood(map: &mut [f32], width: usize, seed: usize, least: f32) -> [usize; 4] {
         ];
         for next in beside.into_iter().flatten() {
             if map[next] >= least {
-                map[next] = f32::NEG_INFINITY;
+                visit(map, next);
                 open.push(next);
             }
         }
     }
-    extent
+    [columns, rows]
+}
+
+/// Between which two points, as shares of the length, all of `heat` lies but for [`OUTSIDE`] at each
+/// end.
+fn within(heat: &[f32]) -> (f32, f32) {
+    let outside = heat.iter().sum::<f32>() * OUTSIDE;
+    let from_start = |heat: &mut dyn Iterator<Item = &f32>| {
+        let mut before = 0.0;
+        let mut cells = 0.0;
+        for cell in heat {
+            if before + cell > outside {
+                return cells + (outside - before) / cell;
+            }
+            before += cell;
+            cells += 1.0;
+        }
+        cells
+    };
+    let length = heat.len() as f32;
+    let first = from_start(&mut heat.iter());
+    let last = length - from_start(&mut heat.iter().rev());
+    (first / length, last / length)
 }
 
 #[cfg(test)]
@@ -369,10 +398,27 @@ mod tests {
         ];
         let (seed, peak) = highest(&map).unwrap();
         assert_eq!((seed, peak), (0, 0.9));
-        assert_eq!(flood(&mut map, 4, seed, 0.45), [0, 0, 2, 2]);
+        let same = |found: &[f32], want: &[f32]| {
+            found.len() == want.len() && found.iter().zip(want).all(|(f, w)| (f - w).abs() < 1e-6)
+        };
+        let [columns, rows] = flood(&mut map, 4, seed, 0.45);
+        assert!(same(&columns, &[0.5, 0.35, 0.0, 0.0]), "{columns:?}");
+        assert!(same(&rows, &[0.8, 0.05, 0.0]), "{rows:?}");
         let (seed, peak) = highest(&map).unwrap();
         assert_eq!((seed, peak), (11, 0.7));
-        assert_eq!(flood(&mut map, 4, seed, 0.35), [3, 1, 4, 3]);
+        let [columns, rows] = flood(&mut map, 4, seed, 0.35);
+        assert!(same(&columns, &[0.0, 0.0, 0.0, 0.6]), "{columns:?}");
+        assert!(same(&rows, &[0.0, 0.25, 0.35]), "{rows:?}");
+    }
+
+    #[test]
+    fn a_thin_tail_of_heat_does_not_stretch_the_box() {
+        let (first, last) = within(&[0.0, 1.0, 1.0, 1.0, 1.0, 0.01, 0.01, 0.01]);
+        assert!((first - 1.0806 / 8.0).abs() < 1e-4, "{first}");
+        assert!((last - 4.9494 / 8.0).abs() < 1e-4, "{last}");
+        // Of even heat two hundredths lie outside at each end.
+        let (first, last) = within(&[2.0; 4]);
+        assert!((first - OUTSIDE).abs() < 1e-6 && (last - 1.0 + OUTSIDE).abs() < 1e-6);
     }
 
     #[test]
