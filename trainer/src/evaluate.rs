@@ -9,7 +9,10 @@ use image::RgbImage;
 use pawlatch_core::frame::Frame;
 use pawlatch_core::sight::Class;
 use pawlatch_core::units::Uptime;
-use pawlatch_core::vision::{Classifier, Framing, Model};
+use pawlatch_core::vision::manifest::Output;
+use pawlatch_core::vision::{
+    Classifier, ClassifierOutput, Framing, Manifest, Model, probabilities,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -104,6 +107,8 @@ struct Answer<'a> {
     item: &'a Item,
     class: Class,
     probs: [f32; 5],
+    /// The same without the model's calibration, if it has one.
+    bare: Option<[f32; 5]>,
     ms: f64,
 }
 
@@ -115,8 +120,7 @@ pub fn load_model(dir: &Path) -> Result<Model> {
     let path = dir.join("model.toml");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    let manifest = pawlatch_core::vision::Manifest::parse(&text)
-        .with_context(|| format!("in {}", path.display()))?;
+    let manifest = Manifest::parse(&text).with_context(|| format!("in {}", path.display()))?;
     let onnx = dir.join(&manifest.file);
     let bytes = std::fs::read(&onnx).with_context(|| format!("cannot read {}", onnx.display()))?;
     Ok(Model::from_parts(manifest, &bytes)?)
@@ -140,7 +144,6 @@ pub fn door_class(name: &str) -> Result<Class> {
 pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> Result<Report> {
     let model = load_model(dir)?;
     let name = format!("{} {}", model.manifest.name, model.manifest.version);
-    let raw = model.manifest.calibration.is_some().then(|| load_model(dir)).transpose()?;
     let mut classifier = Classifier::new(model)?;
     let items = data.of(split);
     ensure!(!items.is_empty(), "the dataset has no picture in this split");
@@ -157,10 +160,10 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
         let rates = operating("", threshold, &scores(answers.iter()));
         distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
     }
-    let uncalibrated = raw.map(|mut model| -> Result<_> {
-        model.manifest.calibration = None;
-        let raw = figures(classify(&mut Classifier::new(model)?, &items, None)?.iter());
-        Ok((raw.ece, raw.reliability))
+    let bare: Option<Vec<Vec<f32>>> = answers.iter().map(|a| a.bare.map(Vec::from)).collect();
+    let classes: Vec<usize> = answers.iter().map(|a| a.class as usize).collect();
+    let uncalibrated = bare.map(|probs| {
+        (expected_calibration_error(&probs, &classes), reliability(&probs, &classes).to_vec())
     });
     let mut ms: Vec<f64> = answers.iter().map(|a| a.ms).collect();
     ms.sort_by(f64::total_cmp);
@@ -177,7 +180,7 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
             .flat_map(|c| surest(&answers, 10, |a| best(&a.probs) == *c as usize))
             .collect(),
         curve: curve(&scores(answers.iter())),
-        uncalibrated: uncalibrated.transpose()?,
+        uncalibrated,
         median_ms: ms[ms.len() / 2],
         scores: scores(answers.iter()),
         all,
@@ -189,6 +192,7 @@ fn classify<'a>(
     items: &[&'a Item],
     corruption: Option<Corruption>,
 ) -> Result<Vec<Answer<'a>>> {
+    let labels = classifier.model().manifest.labels.class_of_each()?;
     let bar = bar(items.len() as u64, &corruption.map_or("pictures".into(), |c| format!("{c:?}")));
     let answers = items
         .iter()
@@ -207,11 +211,28 @@ fn classify<'a>(
                 .with_context(|| item.file.display().to_string())?;
             let ms = began.elapsed().as_secs_f64() * 1e3;
             bar.inc(1);
-            Ok(Answer { item, class: door_class(&item.label)?, probs: answer.probs.into(), ms })
+            let bare = uncalibrated(&answer, &classifier.model().manifest, &labels);
+            let (class, probs) = (door_class(&item.label)?, answer.probs.into());
+            Ok(Answer { item, class, probs, bare, ms })
         })
         .collect();
     bar.finish_and_clear();
     answers
+}
+
+/// What the network would have said without the calibration of its manifest: a label's probability
+/// gives its logit again, but for a constant that the softmax takes away.
+fn uncalibrated(
+    answer: &ClassifierOutput,
+    manifest: &Manifest,
+    labels: &[Class],
+) -> Option<[f32; 5]> {
+    let temperature = manifest.calibration.as_ref()?.temperature;
+    let exclusive = matches!(manifest.output, Output::Softmax { .. });
+    let odds = |p: f32| if exclusive { p } else { p / (1.0 - p) };
+    let logits: Vec<f32> =
+        answer.label_probs().iter().map(|p| odds(*p).ln() * temperature).collect();
+    Some(probabilities(&logits, labels, exclusive, None)?.1.into())
 }
 
 /// A picture as a frame of the door.

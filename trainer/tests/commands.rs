@@ -68,6 +68,20 @@ fn the_commands_of_the_guide_work_together() {
     let curve = report["curve"].as_array().unwrap();
     assert!(curve.len() > 40 && curve.windows(2).all(|w| kept_out(&w[0]) <= kept_out(&w[1])));
     assert!(dir.join("mine/report.html").exists(), "a training writes its report");
+    // What is said to be uncalibrated is what the model says without its calibration.
+    let mut manifest: toml::Table =
+        std::fs::read_to_string(dir.join("mine/model.toml")).unwrap().parse().unwrap();
+    assert!(manifest.remove("calibration").is_some());
+    std::fs::create_dir(dir.join("bare")).unwrap();
+    std::fs::copy(dir.join("mine/model.onnx"), dir.join("bare/model.onnx")).unwrap();
+    std::fs::write(dir.join("bare/model.toml"), manifest.to_string()).unwrap();
+    run(&dir, "evaluate bare --data data.json --json bare.json");
+    let bare = std::fs::read_to_string(dir.join("bare.json")).unwrap();
+    let bare: serde_json::Value = serde_json::from_str(&bare).unwrap();
+    assert!(bare["uncalibrated"].is_null());
+    let ece = |v: &serde_json::Value| v.as_f64().unwrap();
+    assert!((ece(&bare["all"]["ece"]) - ece(&report["uncalibrated"][0])).abs() < 1e-5);
+    assert!((ece(&bare["all"]["ece"]) - ece(&report["all"]["ece"])).abs() > 1e-4);
     let manifest = std::fs::read_to_string(dir.join("mine/model.toml")).unwrap();
     assert!(manifest.contains("accuracy_dog_cat_rest"), "{manifest}");
     // The model just made is where the next training starts.
