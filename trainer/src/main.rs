@@ -481,9 +481,12 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
     );
     export::classifier(&args.out, &trained, &data, &plan, &args.card(), &devices[0])?;
     let figures = evaluate::evaluate(&args.out, &data, Split::Validate, false)?;
-    let page = report::page(&figures, &args.out)?;
-    write_whole(&args.out.join("report.html"), page.as_bytes())?;
+    write_report(&args.out, &report::page(&figures, &args.out)?)?;
     args.finished(&trained.history)
+}
+
+fn write_report(model: &Path, page: &str) -> Result<()> {
+    write_whole(&model.join("report.html"), page.as_bytes())
 }
 
 fn run_detector(args: &RetrainArgs, finish: bool) -> Result<()> {
@@ -499,6 +502,9 @@ fn run_detector(args: &RetrainArgs, finish: bool) -> Result<()> {
         Ok(Tried { result: (net, history.clone()), validation, history })
     })?;
     train::export(&args.out, &net, &data, &plan, &history, &args.card(), &devices[0])?;
+    let model = evaluate::load_model(&args.out)?;
+    let figures = detector::score::score(model, &data, Split::Validate, None)?;
+    write_report(&args.out, &report::detector_page(&figures)?)?;
     args.finished(&history)
 }
 
@@ -506,25 +512,23 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
     let split = if args.on_training { Split::Train } else { Split::Validate };
     let data = Dataset::load(&args.data)?;
     let model = evaluate::load_model(&args.model)?;
+    let write = |path: &Option<PathBuf>, bytes: &dyn Fn() -> Result<Vec<u8>>| {
+        path.as_ref().map_or(Ok(()), |path| write_whole(path, &bytes()?))
+    };
     if model.manifest.task == Task::Detector {
         let figures = detector::score::score(model, &data, split, args.source.as_deref())?;
         print!("{}", figures.text());
+        write(&args.json, &|| Ok(serde_json::to_vec_pretty(&figures)?))?;
+        write(&args.html, &|| Ok(report::detector_page(&figures)?.into_bytes()))?;
         if args.record {
             detector::train::record(&args.model, &figures)?;
         }
-        return args
-            .json
-            .as_ref()
-            .map_or(Ok(()), |path| write_whole(path, &serde_json::to_vec_pretty(&figures)?));
+        return Ok(());
     }
     let figures = evaluate::evaluate(&args.model, &data, split, args.corruptions)?;
     print!("{}", figures.text());
-    if let Some(path) = &args.json {
-        write_whole(path, &serde_json::to_vec_pretty(&figures)?)?;
-    }
-    if let Some(path) = &args.html {
-        write_whole(path, report::page(&figures, &args.model)?.as_bytes())?;
-    }
+    write(&args.json, &|| Ok(serde_json::to_vec_pretty(&figures)?))?;
+    write(&args.html, &|| Ok(report::page(&figures, &args.model)?.into_bytes()))?;
     if args.record {
         export::record(&args.model, &figures)?;
     }
@@ -600,6 +604,7 @@ fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
     if model.manifest.task == Task::Detector {
         let figures = detector::score::score(model, data, Split::Validate, None)?;
         detector::train::record(&args.model, &figures)?;
+        write_report(&args.model, &report::detector_page(&figures)?)?;
         return export::card(&args.model, &figures.text());
     }
     let figures = evaluate::evaluate(&args.model, data, Split::Validate, false)?;
@@ -621,6 +626,6 @@ fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
         chosen.far_non_dog(),
         chosen.frr
     );
-    write_whole(&args.model.join("report.html"), report::page(&figures, &args.model)?.as_bytes())?;
+    write_report(&args.model, &report::page(&figures, &args.model)?)?;
     export::card(&args.model, &figures.text())
 }

@@ -9,8 +9,9 @@ use pawlatch_core::units::Rect;
 
 use crate::cache::Normalisation;
 use crate::data::augment::{resized, stretched};
-use crate::data::browse::{escape, head, thumbnail};
+use crate::data::browse::{escape, frame, framed, head, thumbnail};
 use crate::data::open;
+use crate::detector::score;
 use crate::evaluate::{Operating, Report, door_class, load_model};
 use crate::inside;
 use crate::localize::{Finder, Method};
@@ -116,6 +117,50 @@ pub fn page(report: &Report, dir: &Path) -> Result<String> {
     Ok(html + "</table></details></body></html>\n")
 }
 
+/// The page of an evaluation of a detector.
+///
+/// # Errors
+/// If a picture cannot be read.
+pub fn detector_page(report: &score::Report) -> Result<String> {
+    let mut html = head(&report.model);
+    let _ = write!(html, "<h1>{}</h1><pre>{}</pre>", escape(&report.model), escape(&report.text()));
+    html += "<h2>Precision against recall</h2><p>Of what is there so much is found; of what is found so \
+             much is there (IoU of at least 0.5). The area is AP50.</p>";
+    let classes = report.classes.iter();
+    let lines: Vec<Line<'_>> = classes.map(|(name, f)| (name.as_str(), f.curve.clone())).collect();
+    html += &plot("", ["recall 0", "1", "0", "1"], &lines, &[]);
+    html += "<table><tr><th>class<th>boxes<th>AP50<th>AP50:95";
+    for (size, most) in score::SIZES {
+        let _ = write!(html, "<th>{size}, to {:.0} % of the picture", most * 100.0);
+    }
+    for (name, f) in &report.classes {
+        let (name, boxes) = (escape(name), f.boxes);
+        let _ = write!(html, "<tr><th>{name}<td>{boxes}<td>{:.3}<td>{:.3}", f.ap50, f.ap50_95);
+        for (boxes, ap) in score::SIZES.map(|(size, _)| f.sizes[size]) {
+            let _ =
+                write!(html, "<td>{}", if boxes == 0 { "-".into() } else { format!("{ap:.3}") });
+        }
+    }
+    html += "</table>";
+    for (title, mistakes) in [
+        ("Surest boxes round nothing of the kind", &report.false_alarms),
+        ("Largest that it did not find", &report.missed),
+    ] {
+        let _ = write!(html, "<h2>{title}</h2><p>Dashed: what is there.</p>");
+        for m in mistakes {
+            let truth = m.truth.iter().map(|b| frame(b.rect, &b.label, "true"));
+            let mut frames: String = truth.collect();
+            let mut caption = format!("no {}", m.label);
+            if m.score > 0.0 {
+                caption = format!("{} ({:.0} %)", m.label, m.score * 100.0);
+                frames += &frame(m.rect, &caption, "");
+            }
+            html += &framed(&open(&m.file)?, &frames, &caption)?;
+        }
+    }
+    Ok(html + "</body></html>\n")
+}
+
 fn confusion(counts: &[[usize; 5]; 5]) -> String {
     let mut html = String::from("<table><tr><th>is \\ said");
     for class in Class::ALL {
@@ -146,7 +191,7 @@ fn confusion(counts: &[[usize; 5]; 5]) -> String {
 }
 
 /// A line of a plot: what it is called and its points, 0 to 1 from left to right and from below.
-type Line = (&'static str, Vec<(f64, f64)>);
+type Line<'a> = (&'a str, Vec<(f64, f64)>);
 
 /// Colours of Okabe and Ito, and dashes: told apart without colour too.
 const STROKES: [(&str, &str); 4] =
@@ -157,7 +202,7 @@ fn stroke((colour, dashes): (&str, &str)) -> String {
 }
 
 /// Lines with what lies between their bounds, over a frame whose ends are named.
-fn plot(title: &str, ends: [&str; 4], lines: &[Line], bounds: &[Line]) -> String {
+fn plot(title: &str, ends: [&str; 4], lines: &[Line<'_>], bounds: &[Line<'_>]) -> String {
     let at = |points: &[(f64, f64)]| {
         let one = |(x, y): &(f64, f64)| format!("{:.1},{:.1}", 40.0 + 260.0 * x, 230.0 - 200.0 * y);
         points.iter().map(one).collect::<Vec<_>>().join(" ")
@@ -310,7 +355,7 @@ pub fn history(stages: &[Vec<Epoch>]) -> String {
             };
             (name, epochs.iter().enumerate().map(at).collect())
         };
-        let lines: Vec<Line> = CURVES.into_iter().zip(tops).map(line).collect();
+        let lines: Vec<Line<'_>> = CURVES.into_iter().zip(tops).map(line).collect();
         let (last, top) = (format!("epoch {}", epochs.len()), format!("{loss:.2}"));
         html += &plot("Losses, accuracy (to 1) and rate", ["1", &last, "0", &top], &lines, &[]);
         html += "<table><tr><th>epoch<th>loss<th>validation<th>accuracy<th>rate<th>s</tr>";

@@ -7,7 +7,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 use pawlatch_core::units::Rect;
 use pawlatch_trainer::data::{Dataset, LabelledBox, Scene, Split};
-use pawlatch_trainer::detector::score::score;
+use pawlatch_trainer::detector::score::{Mistake, score};
 use pawlatch_trainer::detector::train::{Plan, export, record, train};
 use pawlatch_trainer::engine::device;
 use pawlatch_trainer::evaluate::load_model;
@@ -15,6 +15,7 @@ use pawlatch_trainer::export::Card;
 use pawlatch_trainer::files::Work;
 use pawlatch_trainer::net::Op;
 use pawlatch_trainer::net::zoo::Architecture;
+use pawlatch_trainer::report::detector_page;
 
 const PLAN: &str = r#"
 side = 64
@@ -115,4 +116,25 @@ fn a_few_pictures_are_learnt_by_heart_and_written_for_the_door() {
     record(&out, &report).unwrap();
     let manifest = load_model(&out).unwrap().manifest;
     assert!(manifest.metrics.iter().any(|m| m.name == "ap50_cat" && m.value > 0.95));
+    assert_eq!(report.missed, []);
+    let dogs = &report.classes["dog"].curve;
+    assert!(dogs.contains(&(1.0, 1.0)), "{dogs:?}");
+    // What was labelled wrongly is found and is not what was said.
+    let mut relabelled = data.clone();
+    let scene = relabelled.scenes.iter_mut().find(|s| s.split == Split::Validate).unwrap();
+    assert_eq!(scene.boxes[0].label, "dog");
+    scene.boxes[0].label = "cat".into();
+    let (file, rect) = (scene.file.clone(), scene.boxes[0].rect);
+    let report = score(load_model(&out).unwrap(), &relabelled, Split::Validate, None).unwrap();
+    let said = |m: &Mistake| m.file == file && m.label == "dog" && m.rect.iou(rect) > 0.5;
+    assert!(report.false_alarms.iter().any(said), "{:?}", report.false_alarms);
+    assert_eq!((report.missed.len(), report.missed[0].label.as_str()), (1, "cat"));
+    assert_eq!((report.missed[0].rect, report.missed[0].score), (rect, 0.0));
+    let page = detector_page(&report).unwrap();
+    let pictures = report.false_alarms.len() + 1;
+    assert_eq!(page.matches("<img").count(), pictures);
+    assert_eq!(page.matches("class='true'").count(), pictures);
+    assert_eq!(page.matches("class=''").count(), report.false_alarms.len());
+    assert!(page.contains("dog (") && page.contains("no cat"), "{page}");
+    assert_eq!(page.matches("<polyline").count(), 2);
 }

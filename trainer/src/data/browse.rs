@@ -88,22 +88,27 @@ fn figure(item: &Item, augmentation: Option<(&Augmentation, u64)>) -> Result<Str
 }
 
 fn boxed(scene: &Scene) -> Result<String> {
-    let picture = open(&scene.file)?;
-    let mut html =
-        format!("<figure class=b>{}", thumbnail(&resized(&picture, Rect::WHOLE, 2 * THUMB)?)?);
-    for b in &scene.boxes {
-        let (x, y, w, h) = (b.rect.x0(), b.rect.y0(), b.rect.width(), b.rect.height());
-        let _ = write!(
-            html,
-            "<i style='left:{:.1}%;top:{:.1}%;width:{:.1}%;height:{:.1}%'>{}</i>",
-            x * 100.0,
-            y * 100.0,
-            w * 100.0,
-            h * 100.0,
-            escape(&b.label)
-        );
-    }
-    Ok(html + "</figure>")
+    let boxes = scene.boxes.iter().map(|b| frame(b.rect, &b.label, "")).collect::<String>();
+    framed(&open(&scene.file)?, &boxes, "")
+}
+
+/// A picture with [`frame`]s on it and a text below.
+///
+/// # Errors
+/// If the picture cannot be encoded.
+pub fn framed(picture: &image::RgbImage, frames: &str, caption: &str) -> Result<String> {
+    let picture = thumbnail(&resized(picture, Rect::WHOLE, 2 * THUMB)?)?;
+    let caption = escape(caption);
+    Ok(format!("<figure><b>{picture}{frames}</b><figcaption>{caption}</figcaption></figure>"))
+}
+
+/// A named frame over a picture; `kind` is a class of the page's style.
+pub fn frame(rect: Rect, name: &str, kind: &str) -> String {
+    let [x, y, w, h] = [rect.x0(), rect.y0(), rect.width(), rect.height()].map(|v| v * 100.0);
+    format!(
+        "<i class='{kind}' style='left:{x:.1}%;top:{y:.1}%;width:{w:.1}%;height:{h:.1}%'>{}</i>",
+        escape(name)
+    )
 }
 
 /// A picture inside a page.
@@ -122,8 +127,10 @@ pub fn head(title: &str) -> String {
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>{}</title><style>\
          body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em}}\
          table{{border-collapse:collapse}}td,th{{border:1px solid #bbb;padding:.2em .6em;text-align:right}}\
-         figure{{display:inline-block;margin:2px;position:relative}}figure img{{display:inline-block;vertical-align:top}}\
-         i{{position:absolute;border:2px solid #e33;font-size:11px;color:#e33;box-sizing:border-box}}\
+         figure{{display:inline-block;margin:2px;vertical-align:top}}figure img{{display:inline-block;vertical-align:top}}\
+         figure b{{position:relative;display:inline-block;font-weight:400}}\
+         i{{position:absolute;border:2px solid #d55e00;font-size:11px;color:#d55e00;box-sizing:border-box}}\
+         i.true{{border:2px dashed #56b4e9;color:#56b4e9;text-align:right}}\
          svg{{background:#fafafa}}pre{{overflow-x:auto}}</style></head><body>",
         escape(title)
     )

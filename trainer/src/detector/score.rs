@@ -1,6 +1,7 @@
 //! How good a detector is, measured through `pawlatch_core::vision` as on the door.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -10,14 +11,16 @@ use pawlatch_core::units::{Rect, Score};
 use pawlatch_core::vision::{Detector, Model};
 use serde::Serialize;
 
-use crate::data::{self, Dataset, Scene, Split};
+use crate::data::{self, Dataset, LabelledBox, Scene, Split};
 use crate::evaluate::{door_class, frame};
 use crate::workers::bar;
 
 /// The curve of precision against recall needs the whole range of scores.
 pub(crate) const FLOOR: Score = Score::clamped(0.02);
 /// Sizes reported apart: name, and up to which share of the picture's area.
-const SIZES: [(&str, f32); 3] = [("small", 0.05), ("medium", 0.25), ("large", 1.0)];
+pub(crate) const SIZES: [(&str, f32); 3] = [("small", 0.05), ("medium", 0.25), ("large", 1.0)];
+/// Most mistakes of a kind that are kept to be looked at.
+const MISTAKES: usize = 24;
 
 /// Figures of one class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,6 +33,23 @@ pub struct ClassFigures {
     pub ap50_95: f64,
     /// Boxes and AP50 of those below a twentieth of the picture, a quarter, and the rest.
     pub sizes: BTreeMap<String, (usize, f64)>,
+    /// Recall and precision at IoU 0.5, from the surest box to the least sure.
+    pub curve: Vec<(f64, f64)>,
+}
+
+/// A box that was said where nothing of its class is, or not said where something is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mistake {
+    /// The picture.
+    pub file: PathBuf,
+    /// The class.
+    pub label: String,
+    /// The box.
+    pub rect: Rect,
+    /// How sure it was said; 0 if it was not.
+    pub score: f32,
+    /// All that is boxed in the picture.
+    pub truth: Vec<LabelledBox>,
 }
 
 /// Everything that is measured of a detector.
@@ -51,6 +71,10 @@ pub struct Report {
     pub single_over_50: Rate,
     /// By more than 0.7.
     pub single_over_70: Rate,
+    /// The surest boxes above the model's floor that fit nothing (IoU 0.5), surest first.
+    pub false_alarms: Vec<Mistake>,
+    /// The largest things that no box above it fits, largest first.
+    pub missed: Vec<Mistake>,
     /// Median milliseconds per picture, decoding left out.
     pub median_ms: f64,
 }
@@ -94,6 +118,26 @@ struct Picture {
     truth: Vec<Rect>,
 }
 
+impl Picture {
+    /// What was found, surest first, each with the thing it fits (IoU of at least `iou`), of which
+    /// each is fitted once.
+    fn fitted(&self, iou: f32) -> Vec<(f32, Rect, Option<usize>)> {
+        let mut taken = vec![false; self.truth.len()];
+        let mut order = self.found.clone();
+        order.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let fit = |(score, rect): (f32, Rect)| {
+            let overlap = |i: usize| self.truth[i].iou(rect);
+            let best = (0..self.truth.len())
+                .filter(|&i| !taken[i])
+                .max_by(|&a, &b| overlap(a).total_cmp(&overlap(b)))
+                .filter(|&i| overlap(i) >= iou);
+            best.into_iter().for_each(|i| taken[i] = true);
+            (score, rect, best)
+        };
+        order.into_iter().map(fit).collect()
+    }
+}
+
 /// Measures a detector on `split`; detections of a class are judged only in pictures in which all
 /// of it is boxed. With a `source`, only on its pictures.
 ///
@@ -109,6 +153,7 @@ pub fn score(model: Model, data: &Dataset, split: Split, source: Option<&str>) -
     let bar = bar(scenes.len() as u64, "boxed pictures");
     let mut classes: BTreeMap<String, Vec<Picture>> = BTreeMap::new();
     let (mut called, mut single, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut false_alarms, mut missed) = (Vec::new(), Vec::new());
     for scene in scenes {
         let frame = frame(data::open(&scene.file)?)?;
         let began = Instant::now();
@@ -116,14 +161,29 @@ pub fn score(model: Model, data: &Dataset, split: Split, source: Option<&str>) -
         times.push(began.elapsed().as_secs_f64() * 1e3);
         for label in &scene.exhaustive_for {
             let class = door_class(label)?;
-            classes.entry(label.clone()).or_default().push(Picture {
-                found: found
-                    .iter()
-                    .filter(|d| d.class == class)
-                    .map(|d| (d.score.get(), d.rect))
-                    .collect(),
+            let found = found.iter().filter(|d| d.class == class);
+            let picture = Picture {
+                found: found.map(|d| (d.score.get(), d.rect)).collect(),
                 truth: scene.boxes.iter().filter(|b| &b.label == label).map(|b| b.rect).collect(),
-            });
+            };
+            let mistake = |rect, score| Mistake {
+                file: scene.file.clone(),
+                label: label.clone(),
+                rect,
+                score,
+                truth: scene.boxes.clone(),
+            };
+            let mut unseen = vec![true; picture.truth.len()];
+            for (score, rect, fits) in picture.fitted(0.5) {
+                match fits {
+                    _ if score <= floor => {}
+                    Some(i) => unseen[i] = false,
+                    None => false_alarms.push(mistake(rect, score)),
+                }
+            }
+            let unseen = picture.truth.iter().zip(unseen).filter(|(_, unseen)| *unseen);
+            missed.extend(unseen.map(|(rect, _)| mistake(*rect, 0.0)));
+            classes.entry(label.clone()).or_default().push(picture);
         }
         let pets = scene.boxes.iter().filter(|b| ["dog", "cat"].contains(&b.label.as_str()));
         for b in pets {
@@ -142,6 +202,10 @@ pub fn score(model: Model, data: &Dataset, split: Split, source: Option<&str>) -
     };
     let over = |iou: f32| Rate::new(single.iter().filter(|v| **v > iou).count(), single.len());
     times.sort_by(f64::total_cmp);
+    false_alarms.sort_by(|a: &Mistake, b| b.score.total_cmp(&a.score));
+    missed.sort_by(|a: &Mistake, b| b.rect.area().total_cmp(&a.rect.area()));
+    false_alarms.truncate(MISTAKES);
+    missed.truncate(MISTAKES);
     Ok(Report {
         model: name,
         data_sha256: data.sha256.clone(),
@@ -150,6 +214,8 @@ pub fn score(model: Model, data: &Dataset, split: Split, source: Option<&str>) -
         dog_called_cat: rate("dog", Class::Cat),
         single_over_50: over(0.5),
         single_over_70: over(0.7),
+        false_alarms,
+        missed,
         median_ms: times[times.len() / 2],
     })
 }
@@ -165,14 +231,14 @@ pub(crate) fn best_animal(
 
 fn figures(pictures: &[Picture]) -> ClassFigures {
     let all = |_: Rect| true;
-    let steps: Vec<f64> =
-        (0..10).map(|i| average_precision(pictures, 0.5 + 0.05 * i as f32, all)).collect();
+    let ap = |iou: f32| average_precision(&curve(pictures, iou, all));
+    let steps: Vec<f64> = (0..10).map(|i| ap(0.5 + 0.05 * i as f32)).collect();
     let mut sizes = BTreeMap::new();
     let mut least = 0.0;
     for (size, most) in SIZES {
         let within = |r: Rect| r.area() > least && r.area() <= most;
         let boxes = pictures.iter().flat_map(|p| &p.truth).filter(|r| within(**r)).count();
-        sizes.insert(size.to_owned(), (boxes, average_precision(pictures, 0.5, within)));
+        sizes.insert(size.to_owned(), (boxes, average_precision(&curve(pictures, 0.5, within))));
         least = most;
     }
     ClassFigures {
@@ -180,44 +246,40 @@ fn figures(pictures: &[Picture]) -> ClassFigures {
         ap50: steps[0],
         ap50_95: steps.iter().sum::<f64>() / 10.0,
         sizes,
+        curve: curve(pictures, 0.5, all),
     }
 }
 
-/// Area under precision against recall, precision made falling (VOC 2010 and COCO). Boxes that do
-/// not count are neither to be found nor wrong to find.
-fn average_precision(pictures: &[Picture], iou: f32, counts: impl Fn(Rect) -> bool) -> f64 {
+/// Recall and precision from the surest box to the least sure. Boxes that do not count are neither
+/// to be found nor wrong to find.
+fn curve(pictures: &[Picture], iou: f32, counts: impl Fn(Rect) -> bool) -> Vec<(f64, f64)> {
     let total = pictures.iter().flat_map(|p| &p.truth).filter(|r| counts(**r)).count();
     let mut hits: Vec<(f32, bool)> = Vec::new();
     for p in pictures {
-        let mut taken = vec![false; p.truth.len()];
-        let mut order: Vec<_> = p.found.iter().collect();
-        order.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (score, rect) in order {
-            let best = (0..p.truth.len())
-                .filter(|&i| !taken[i])
-                .max_by(|&a, &b| p.truth[a].iou(*rect).total_cmp(&p.truth[b].iou(*rect)));
-            let hit = best.filter(|&i| p.truth[i].iou(*rect) >= iou);
-            if let Some(i) = hit {
-                taken[i] = true;
-            }
-            if counts(hit.map_or(*rect, |i| p.truth[i])) {
-                hits.push((*score, hit.is_some()));
+        for (score, rect, fits) in p.fitted(iou) {
+            if counts(fits.map_or(rect, |i| p.truth[i])) {
+                hits.push((score, fits.is_some()));
             }
         }
     }
     hits.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut right, mut points) = (0, Vec::new());
-    for (n, (_, hit)) in hits.iter().enumerate() {
+    let mut right = 0;
+    let point = |(n, (_, hit)): (usize, &(f32, bool))| {
         right += usize::from(*hit);
-        points.push((right as f64 / total.max(1) as f64, right as f64 / (n + 1) as f64));
-    }
+        (right as f64 / total.max(1) as f64, right as f64 / (n + 1) as f64)
+    };
+    hits.iter().enumerate().map(point).collect()
+}
+
+/// Area under a curve of precision against recall, precision made falling (VOC 2010 and COCO).
+fn average_precision(curve: &[(f64, f64)]) -> f64 {
     let (mut area, mut best, mut last) = (0.0, 0.0_f64, None);
-    for (recall, precision) in points.into_iter().rev() {
+    for (recall, precision) in curve.iter().rev() {
         if let Some(after) = last {
             area += (after - recall) * best;
         }
-        best = best.max(precision);
-        last = Some(recall);
+        best = best.max(*precision);
+        last = Some(*recall);
     }
     area + last.unwrap_or(0.0) * best
 }
@@ -234,7 +296,8 @@ mod tests {
     fn average_precision_of_known_curves() {
         let truth = vec![rect(0.0), rect(0.5)];
         let ap = |found: Vec<(f32, Rect)>| {
-            average_precision(&[Picture { found, truth: truth.clone() }], 0.5, |_| true)
+            let picture = Picture { found, truth: truth.clone() };
+            average_precision(&curve(&[picture], 0.5, |_| true))
         };
         assert_eq!(ap(vec![(0.9, rect(0.0)), (0.8, rect(0.5))]), 1.0);
         assert_eq!(ap(vec![(0.9, rect(0.0))]), 0.5);
@@ -252,6 +315,6 @@ mod tests {
         let large = Rect::clipped(0.0, 0.4, 0.9, 1.0).unwrap();
         let found = vec![(0.9, large), (0.8, rect(0.0)), (0.7, Rect::WHOLE)];
         let picture = Picture { found, truth: vec![rect(0.0), large] };
-        assert_eq!(average_precision(&[picture], 0.5, |r| r.area() < 0.05), 1.0);
+        assert_eq!(average_precision(&curve(&[picture], 0.5, |r| r.area() < 0.05)), 1.0);
     }
 }
