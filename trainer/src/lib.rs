@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod cache;
+pub mod classification;
 mod conv;
 pub mod data;
 pub mod detector;

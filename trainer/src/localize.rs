@@ -11,12 +11,12 @@ use pawlatch_core::vision::{Classifier, Detector, Framing, Localiser, Manifest, 
 use serde::Serialize;
 
 use crate::cache::{Frozen, Normalisation};
+use crate::classification::class_log_probs;
 use crate::data::augment::stretched;
 use crate::data::{self, Dataset, Scene, Split};
 use crate::detector::score::{FLOOR, best_animal};
 use crate::evaluate::frame;
 use crate::net::Net;
-use crate::train::class_log_probs;
 use crate::workers::bar;
 
 /// Sides of the windows that are slid, as shares of the picture's shorter side.

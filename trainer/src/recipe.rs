@@ -42,6 +42,17 @@ pub enum Anchor {
     Start,
 }
 
+/// A form of a training picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As the step shows it.
+    Seen,
+    /// Undistorted: what was known of it there is to be known of it in the dark as well
+    /// (distillation from clean pictures, Xie et al. 2020).
+    Plain,
+}
+
 /// Everything that decides how a training goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -73,6 +84,8 @@ pub struct Recipe {
     /// Weight of staying with what the network said of each label when the training began, on
     /// pictures whose class it knew (learning without forgetting, Li and Hoiem 2016); 0 is off.
     pub remember: f32,
+    /// Of which form of a picture that is.
+    pub remember_of: Form,
     /// Pictures are mixed in pairs by up to this share (Zhang et al. 2018); 0 is off.
     pub mixup: f32,
     /// Decay of the running mean of the parameters that is kept as the result; 0 is off.
@@ -104,6 +117,7 @@ impl Default for Recipe {
             smoothing: 0.02,
             focal: 0.0,
             remember: 0.0,
+            remember_of: Form::Seen,
             mixup: 0.0,
             ema: 0.0,
             accumulate: 1,
@@ -127,6 +141,10 @@ impl Recipe {
         ensure!(self.accumulate > 0, "`accumulate` must be above 0");
         ensure!(self.rate > 0.0, "`rate` is {}; it must be above 0", self.rate);
         ensure!((0.0..1.0).contains(&self.warm_up), "`warm_up` is no share of 1");
+        ensure!(
+            self.remember_of == Form::Seen || self.mixup == 0.0,
+            "`mixup` mixes pictures, of which there is no plain form: leave it out, or `remember_of = \"plain\"`"
+        );
         ensure!(
             self.blend > 0.0 && self.blend <= 1.0,
             "`blend` is {}; it must be above 0 and at most 1",

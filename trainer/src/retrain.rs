@@ -9,6 +9,7 @@ use pawlatch_core::vision::manifest::Labels;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, Plan as CachePlan};
+use crate::classification::{Classification, Examples, class_log_probs, judged, logits};
 use crate::data::augment::Augmentation;
 use crate::data::{Dataset, Item, Split};
 use crate::files::Work;
@@ -17,7 +18,7 @@ use crate::metrics;
 use crate::net::Net;
 use crate::plan::{self, Seen};
 use crate::recipe::Recipe;
-use crate::train::{Classification, Epoch, Examples, Training, class_log_probs, judged, logits};
+use crate::train::{Epoch, Training};
 use crate::workers::bar;
 
 /// A retraining as a TOML file describes it.
@@ -29,11 +30,18 @@ pub struct Plan {
     pub seen: Seen,
     /// Middle square of a whole picture, as a fraction of its shorter side.
     pub fraction: f32,
+    /// Variants of each validation picture by which the best epoch is chosen, the plain one included.
+    #[serde(default = "one")]
+    pub judged_variants: usize,
     /// What becomes of the last layer.
     #[serde(default)]
     pub head: Head,
     /// Run in order, each on the result of the one before.
     pub stage: Vec<Stage>,
+}
+
+const fn one() -> usize {
+    1
 }
 
 /// One stage of a retraining.
@@ -58,6 +66,7 @@ impl Plan {
         Self {
             seen: Seen { side, mean, std, seed, augmentation },
             fraction: 0.875,
+            judged_variants: 1,
             head: Head::default(),
             stage,
         }
@@ -126,7 +135,7 @@ pub fn retrain(
     let caches = Caches::new(plan, &front, &work.cache_dir)?;
     let (train_cache, validate_cache) = (
         caches.of(&train, variants, "training pictures")?,
-        caches.of(&validate, 1, "validation pictures")?,
+        caches.of(&validate, plan.judged_variants.max(1), "validation pictures")?,
     );
     let mut history = Vec::new();
     let mut rows = Vec::new();
@@ -152,7 +161,7 @@ pub fn retrain(
             Classification::new(&stage.recipe, train_set, validate_set, &class_of_label)?
                 .remembering(&back, device);
         let trained = Training::new(&stage.recipe, &objective, &dir).run(&back, devices)?;
-        rows = logits(&trained.net, validate_cut, device, stage.recipe.batch)?;
+        rows = logits(&trained.net, validate_cut, 0, device, stage.recipe.batch)?;
         rest = between.join(trained.net)?;
         history.push(trained.history);
     }

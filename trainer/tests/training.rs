@@ -6,18 +6,22 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use pawlatch_trainer::cache::{Cache, Frozen, Normalisation, Plan as CachePlan};
+use pawlatch_trainer::classification::{Classification, Examples, class_log_probs, judged, logits};
 use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Item, Split};
-use pawlatch_trainer::engine::device;
+use pawlatch_trainer::engine::{Model, device, to_host};
 use pawlatch_trainer::export::{self, difference};
 use pawlatch_trainer::files::Work;
 use pawlatch_trainer::head::{Base, Head};
+use pawlatch_trainer::metrics::softmax;
 use pawlatch_trainer::net::Net;
 use pawlatch_trainer::net::zoo::Architecture;
 use pawlatch_trainer::plan::Seen;
-use pawlatch_trainer::recipe::{Anchor, Optimiser, Policy, Recipe};
+use pawlatch_trainer::recipe::{Anchor, Form, Optimiser, Policy, Recipe};
 use pawlatch_trainer::retrain::{Plan, Stage, retrain};
-use pawlatch_trainer::train::{Classification, Examples, Training, class_log_probs};
+use pawlatch_trainer::train::{Objective, Training};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 /// Stripes across, stripes down, or flat: three classes that a small network can learn.
 fn picture(class: usize, i: u32) -> RgbImage {
@@ -82,6 +86,7 @@ fn plan(epochs: usize) -> Plan {
     Plan {
         seen: Seen { side: 32, mean: [127.0; 3], std: [64.0; 3], seed: 3, augmentation },
         fraction: 1.0,
+        judged_variants: 1,
         head: Head::default(),
         stage,
     }
@@ -115,15 +120,20 @@ fn a_network_trained_from_scratch_learns_and_the_same_seed_gives_the_same_bytes(
 /// The training pictures as they are, seen through the first layer of the small network, and the
 /// rest of it.
 fn seen(dir: &Path, data: &Dataset) -> (Cache, Net) {
+    seen_in(dir, data, 1)
+}
+
+/// The same in several variants, all but the first half hidden.
+fn seen_in(dir: &Path, data: &Dataset, variants: usize) -> (Cache, Net) {
     let items = data.of(Split::Train);
     let (front, back) = small_net().cut("stem.act").unwrap();
-    let augmentation = Augmentation::none();
+    let augmentation = Augmentation { half_hidden: 1.0, ..Augmentation::none() };
     let caches = CachePlan {
         front: &front,
         side: 32,
         normalisation: Normalisation { mean: [127.0; 3], std: [64.0; 3] },
         augmentation: &augmentation,
-        variants: 1,
+        variants,
         seed: 1,
         fraction: 1.0,
     };
@@ -135,6 +145,49 @@ fn seen(dir: &Path, data: &Dataset) -> (Cache, Net) {
 fn examples<'a>(cache: &'a Cache, data: &Dataset) -> Examples<'a> {
     let classes = data.of(Split::Train).iter().map(|i| data.class(&i.label).unwrap()).collect();
     Examples { cache, classes }
+}
+
+#[test]
+fn what_was_said_of_a_plain_picture_is_remembered_of_a_distorted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), 12);
+    let (cache, back) = seen_in(dir.path(), &data, 2);
+    let cpu = device("cpu").unwrap().autodiff();
+    let model = Model::new(back.clone(), &cpu);
+    let classes: Vec<usize> = examples(&cache, &data).classes;
+    let batch: Vec<usize> = (0..classes.len()).collect();
+    let loss = |remember: f32, remember_of: Form| {
+        let recipe = Recipe { remember, remember_of, ..Recipe::default() };
+        let both = || examples(&cache, &data);
+        let objective = Classification::new(&recipe, both(), both(), &[0, 1, 2]).unwrap();
+        let objective = objective.remembering(&back, &cpu);
+        let loss = objective.loss(&model, &batch, &mut StdRng::seed_from_u64(5)).unwrap();
+        to_host(loss.inner()).unwrap()[0]
+    };
+    let forgets = loss(0.0, Form::Seen);
+    // It still says what it said, so of the same picture there is nothing to remember.
+    assert!((loss(2.0, Form::Seen) - forgets).abs() < 1e-5);
+    // Of the plain one by definition: the divergence, as far as the right class was known.
+    let said = |variant| logits(&back, &cache, variant, &cpu, 8).unwrap();
+    let rows = [said(0), said(1)];
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut apart = 0.0;
+    for (i, class) in classes.iter().enumerate() {
+        let [p, q] = [0, rng.random_range(0..2)].map(|v: usize| softmax(&rows[v][i], 1.0));
+        let divergence: f32 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        apart += p[*class] * divergence / classes.len() as f32;
+    }
+    assert!(apart > 1e-4, "{apart}");
+    let plain = loss(2.0, Form::Plain);
+    assert!((plain - forgets - 2.0 * apart).abs() < 1e-4, "{plain} {forgets} {apart}");
+    // The epoch is judged by every variant.
+    let recipe = Recipe::default();
+    let both = || examples(&cache, &data);
+    let objective = Classification::new(&recipe, both(), both(), &[0, 1, 2]).unwrap();
+    let (validation, _) = objective.validate(&back, &cpu).unwrap();
+    let [plain, hidden] = rows.map(|r| judged(&r, &classes, &[0, 1, 2]).0);
+    assert!((plain - hidden).abs() > 1e-4);
+    assert!((validation - (plain + hidden) / 2.0).abs() < 1e-5);
 }
 
 #[test]
