@@ -124,18 +124,14 @@ const SHOWN: f32 = 0.25;
 /// 0.5; the surest counts) how many are named as the other, and in pictures with one such box and
 /// no other how well the surest box of an animal fits.
 fn pets(pictures: &[Detected]) -> Value {
-    let animals = |p: &Detected| {
-        let mut found: Vec<_> =
-            p.found.iter().filter(|d| d.class != Class::Person).cloned().collect();
-        found.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
-        found
-    };
     let (mut named, mut overlaps) = (Vec::new(), Vec::new());
     for picture in pictures {
-        let found = animals(picture);
+        let animal = |d: &&Detection| d.class != Class::Person;
+        let mut found: Vec<&Detection> = picture.found.iter().filter(animal).collect();
+        found.sort_by(|a, b| b.score.get().total_cmp(&a.score.get()));
         let pet = |t: &&Truth| matches!(t.class, Class::Dog | Class::Cat);
         for truth in picture.truths.iter().filter(pet) {
-            let fits = |d: &&Detection| d.score.get() >= SHOWN && d.rect.iou(truth.rect) >= 0.5;
+            let fits = |d: &&&Detection| d.score.get() >= SHOWN && d.rect.iou(truth.rect) >= 0.5;
             named.extend(found.iter().find(fits).map(|d| (truth.class, d.class)));
             if picture.truths.len() == 1 {
                 overlaps.push(found.first().map_or(0.0, |d| d.rect.iou(truth.rect)));

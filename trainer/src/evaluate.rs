@@ -108,7 +108,7 @@ struct Answer<'a> {
     class: Class,
     probs: [f32; 5],
     /// The same without the model's calibration, if it has one.
-    bare: Option<[f32; 5]>,
+    uncalibrated: Option<[f32; 5]>,
     ms: f64,
 }
 
@@ -160,9 +160,10 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
         let rates = operating("", threshold, &scores(answers.iter()));
         distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
     }
-    let bare: Option<Vec<Vec<f32>>> = answers.iter().map(|a| a.bare.map(Vec::from)).collect();
+    let uncalibrated: Option<Vec<Vec<f32>>> =
+        answers.iter().map(|a| a.uncalibrated.map(Vec::from)).collect();
     let classes: Vec<usize> = answers.iter().map(|a| a.class as usize).collect();
-    let uncalibrated = bare.map(|probs| {
+    let uncalibrated = uncalibrated.map(|probs| {
         (expected_calibration_error(&probs, &classes), reliability(&probs, &classes).to_vec())
     });
     let mut ms: Vec<f64> = answers.iter().map(|a| a.ms).collect();
@@ -211,9 +212,9 @@ fn classify<'a>(
                 .with_context(|| item.file.display().to_string())?;
             let ms = began.elapsed().as_secs_f64() * 1e3;
             bar.inc(1);
-            let bare = uncalibrated(&answer, &classifier.model().manifest, &labels);
+            let uncalibrated = uncalibrated(&answer, &classifier.model().manifest, &labels);
             let (class, probs) = (door_class(&item.label)?, answer.probs.into());
-            Ok(Answer { item, class, probs, bare, ms })
+            Ok(Answer { item, class, probs, uncalibrated, ms })
         })
         .collect();
     bar.finish_and_clear();
