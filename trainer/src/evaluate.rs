@@ -11,7 +11,7 @@ use pawlatch_core::sight::Class;
 use pawlatch_core::units::Uptime;
 use pawlatch_core::vision::manifest::Output;
 use pawlatch_core::vision::{
-    Classifier, ClassifierOutput, Framing, Manifest, Model, probabilities,
+    Classifier, ClassifierOutput, Framing, Manifest, Model, Vision, probabilities,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -93,7 +93,8 @@ pub struct Report {
     pub surest: Vec<Said>,
     /// Error rates against the threshold, from the lowest to the highest.
     pub curve: Vec<Operating>,
-    /// Calibration error and reliability without the model's calibration, if it has one.
+    /// Calibration error and reliability without the model's calibration, if it has one and answers
+    /// by a single view.
     pub uncalibrated: Option<(f32, Vec<Bin>)>,
     /// Median milliseconds per picture, decoding left out.
     pub median_ms: f64,
@@ -107,7 +108,7 @@ struct Answer<'a> {
     item: &'a Item,
     class: Class,
     probs: [f32; 5],
-    /// The same without the model's calibration, if it has one.
+    /// The same without the model's calibration, if it has one and answers by a single view.
     uncalibrated: Option<[f32; 5]>,
     ms: f64,
 }
@@ -137,17 +138,54 @@ pub fn door_class(name: &str) -> Result<Class> {
     })
 }
 
-/// Measures the model in `dir` on the `split` of `data`; with `corruptions`, under each of them.
+/// What a model is measured on, and how it answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setting<'a> {
+    /// The pictures.
+    pub split: Split,
+    /// Also under each [`Corruption`].
+    pub corruptions: bool,
+    /// Directory of a detector. With it a picture is answered as `pawlatch classify` does, by the whole
+    /// and by what this detector is surest of, each also mirrored; boxes of the dataset are left out.
+    pub detector: Option<&'a Path>,
+}
+
+/// Who answers.
+enum Judge {
+    /// The classifier, by the one view that a picture of the dataset is.
+    Alone(Box<Classifier>),
+    /// Several views together.
+    Together(Box<Vision>),
+}
+
+impl Judge {
+    fn ask(&mut self, frame: &Frame, item: &Item) -> Result<ClassifierOutput> {
+        let framing = if item.is_crop() { Framing::Crop } else { Framing::Whole };
+        match self {
+            Self::Alone(classifier) => Ok(classifier.classify(frame, item.part, framing)?),
+            Self::Together(vision) => vision.describe(frame)?.context("there is no classifier"),
+        }
+    }
+}
+
+/// Measures the model in `dir` on `data`.
 ///
 /// # Errors
-/// If the model or a picture cannot be used, or there is no picture.
-pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> Result<Report> {
+/// If a model or a picture cannot be used, or there is no picture.
+pub fn evaluate(dir: &Path, data: &Dataset, setting: Setting<'_>) -> Result<Report> {
     let model = load_model(dir)?;
     let name = format!("{} {}", model.manifest.name, model.manifest.version);
-    let mut classifier = Classifier::new(model)?;
-    let items = data.of(split);
+    let manifest = model.manifest.clone();
+    let mut items = data.of(setting.split);
+    let mut judge = match setting.detector {
+        None => Judge::Alone(Box::new(Classifier::new(model)?)),
+        Some(detector) => {
+            items.retain(|i| !i.is_crop());
+            Judge::Together(Box::new(Vision::new(Some(model), Some(load_model(detector)?))?))
+        }
+    };
     ensure!(!items.is_empty(), "the dataset has no picture in this split");
-    let answers = classify(&mut classifier, &items, None)?;
+    let answers = classify(&mut judge, &manifest, &items, None)?;
     let all = figures(answers.iter());
     let part = |crop: bool| {
         let chosen: Vec<_> = answers.iter().filter(|a| a.item.is_crop() == crop).collect();
@@ -155,8 +193,8 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
     };
     let mut distorted = Vec::new();
     let threshold = all.operating.last().map_or(0.5, |o| o.threshold);
-    for corruption in Corruption::ALL.into_iter().filter(|_| corruptions) {
-        let answers = classify(&mut classifier, &items, Some(corruption))?;
+    for corruption in Corruption::ALL.into_iter().filter(|_| setting.corruptions) {
+        let answers = classify(&mut judge, &manifest, &items, Some(corruption))?;
         let rates = operating("", threshold, &scores(answers.iter()));
         distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
     }
@@ -189,11 +227,12 @@ pub fn evaluate(dir: &Path, data: &Dataset, split: Split, corruptions: bool) -> 
 }
 
 fn classify<'a>(
-    classifier: &mut Classifier,
+    judge: &mut Judge,
+    manifest: &Manifest,
     items: &[&'a Item],
     corruption: Option<Corruption>,
 ) -> Result<Vec<Answer<'a>>> {
-    let labels = classifier.model().manifest.labels.class_of_each()?;
+    let labels = manifest.labels.class_of_each()?;
     let bar = bar(items.len() as u64, &corruption.map_or("pictures".into(), |c| format!("{c:?}")));
     let answers = items
         .iter()
@@ -205,14 +244,15 @@ fn classify<'a>(
                 None => picture,
             };
             let frame = frame(picture)?;
-            let framing = if item.is_crop() { Framing::Crop } else { Framing::Whole };
             let began = Instant::now();
-            let answer = classifier
-                .classify(&frame, item.part, framing)
-                .with_context(|| item.file.display().to_string())?;
+            let answer =
+                judge.ask(&frame, item).with_context(|| item.file.display().to_string())?;
             let ms = began.elapsed().as_secs_f64() * 1e3;
             bar.inc(1);
-            let uncalibrated = uncalibrated(&answer, &classifier.model().manifest, &labels);
+            let uncalibrated = match judge {
+                Judge::Alone(_) => uncalibrated(answer.label_probs(), manifest, &labels),
+                Judge::Together(_) => None,
+            };
             let (class, probs) = (door_class(&item.label)?, answer.probs.into());
             Ok(Answer { item, class, probs, uncalibrated, ms })
         })
@@ -223,16 +263,11 @@ fn classify<'a>(
 
 /// What the network would have said without the calibration of its manifest: a label's probability
 /// gives its logit again, but for a constant that the softmax takes away.
-fn uncalibrated(
-    answer: &ClassifierOutput,
-    manifest: &Manifest,
-    labels: &[Class],
-) -> Option<[f32; 5]> {
+fn uncalibrated(label_probs: &[f32], manifest: &Manifest, labels: &[Class]) -> Option<[f32; 5]> {
     let temperature = manifest.calibration.as_ref()?.temperature;
     let exclusive = matches!(manifest.output, Output::Softmax { .. });
     let odds = |p: f32| if exclusive { p } else { p / (1.0 - p) };
-    let logits: Vec<f32> =
-        answer.label_probs().iter().map(|p| odds(*p).ln() * temperature).collect();
+    let logits: Vec<f32> = label_probs.iter().map(|p| odds(*p).ln() * temperature).collect();
     Some(probabilities(&logits, labels, exclusive, None)?.1.into())
 }
 
@@ -430,5 +465,31 @@ impl Report {
             out += &format!("  {what:<12} FRR {frr}  FAR cat {far}\n");
         }
         out + &format!("\nmedian {:.1} ms per picture\n", self.median_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_calibration_is_what_the_logits_alone_say() {
+        let logits = [2.0, -1.5, 0.25, -0.5];
+        let labels = [Class::Dog, Class::Cat, Class::Dog, Class::Person];
+        let shipped = include_str!("../../models/pet_classifier/model.toml");
+        for (family, exclusive) in [("softmax", true), ("sigmoid", false)] {
+            let text = shipped.replace("family = \"softmax\"", &format!("family = \"{family}\""));
+            let mut manifest = Manifest::parse(&text).unwrap();
+            manifest.calibration.as_mut().unwrap().temperature = 2.0;
+            let said = |c| probabilities(&logits, &labels, exclusive, c).unwrap();
+            let (shown, calibrated) = said(manifest.calibration.as_ref());
+            let (alone, of_alone): ([f32; 5], [f32; 5]) =
+                (uncalibrated(&shown, &manifest, &labels).unwrap(), said(None).1.into());
+            let apart = |other: [f32; 5]| {
+                alone.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+            };
+            assert!(apart(of_alone) < 1e-6, "{family}: {alone:?}, not {of_alone:?}");
+            assert!(apart(calibrated.into()) > 0.02, "{family}: the calibration does nothing");
+        }
     }
 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use pawlatch_trainer::data::augment::Augmentation;
 use pawlatch_trainer::data::{Dataset, Scene, Split, browse, open, teach};
+use pawlatch_trainer::evaluate::Setting;
 use pawlatch_trainer::files::{Work, write_whole};
 use pawlatch_trainer::head::Base;
 use pawlatch_trainer::localize::{self, Finder, Method};
@@ -299,6 +300,10 @@ struct EvaluateArgs {
     /// Also measure under grey, dark, blur, JPEG, half-hidden and small.
     #[arg(long)]
     corruptions: bool,
+    /// A model directory of a detector: whole pictures are answered as `pawlatch classify` does with
+    /// it, by the picture and the surest box, each also mirrored (classifiers).
+    #[arg(long, conflicts_with = "record")]
+    detector: Option<PathBuf>,
     /// Write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -480,7 +485,7 @@ fn run_retrain(args: &RetrainArgs) -> Result<()> {
         trained.temperature, trained.ece.0, trained.ece.1
     );
     export::classifier(&args.out, &trained, &data, &plan, &args.card(), &devices[0])?;
-    let figures = evaluate::evaluate(&args.out, &data, Split::Validate, false)?;
+    let figures = evaluate::evaluate(&args.out, &data, Setting::default())?;
     write_report(&args.out, &report::page(&figures, &args.out)?)?;
     args.finished(&trained.history)
 }
@@ -516,6 +521,11 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
         path.as_ref().map_or(Ok(()), |path| write_whole(path, &bytes()?))
     };
     if model.manifest.task == Task::Detector {
+        ensure!(
+            args.detector.is_none() && !args.corruptions,
+            "`--detector` and `--corruptions` are about classifiers; {} is a detector",
+            args.model.display()
+        );
         let figures = detector::score::score(model, &data, split, args.source.as_deref())?;
         print!("{}", figures.text());
         write(&args.json, &|| Ok(serde_json::to_vec_pretty(&figures)?))?;
@@ -525,7 +535,13 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
         }
         return Ok(());
     }
-    let figures = evaluate::evaluate(&args.model, &data, split, args.corruptions)?;
+    ensure!(
+        args.source.is_none(),
+        "`--source` is about detectors: a classifier's figures name every source"
+    );
+    let (corruptions, detector) = (args.corruptions, args.detector.as_deref());
+    let setting = Setting { split, corruptions, detector };
+    let figures = evaluate::evaluate(&args.model, &data, setting)?;
     print!("{}", figures.text());
     write(&args.json, &|| Ok(serde_json::to_vec_pretty(&figures)?))?;
     write(&args.html, &|| Ok(report::page(&figures, &args.model)?.into_bytes()))?;
@@ -607,9 +623,9 @@ fn measure(args: &ExportArgs, data: &Dataset) -> Result<()> {
         write_report(&args.model, &report::detector_page(&figures)?)?;
         return export::card(&args.model, &figures.text());
     }
-    let figures = evaluate::evaluate(&args.model, data, Split::Validate, false)?;
+    let figures = evaluate::evaluate(&args.model, data, Setting::default())?;
     if let Some(gate) = &args.gate {
-        let other = evaluate::evaluate(gate, data, Split::Validate, false)?;
+        let other = evaluate::evaluate(gate, data, Setting::default())?;
         if let Some(how) = figures.worse_than(&other, args.far) {
             anyhow::bail!(
                 "{} does worse than {}: {how}; nothing written",

@@ -46,6 +46,12 @@ pub trait Plan: Serialize + DeserializeOwned {
     /// The recipe of each stage.
     fn recipes(&self) -> impl Iterator<Item = &Recipe>;
 
+    /// Whether what only this kind of plan says can be trained.
+    ///
+    /// # Errors
+    /// Naming the key with an impossible value.
+    fn check_own(&self) -> Result<()>;
+
     /// Reads a plan.
     ///
     /// # Errors
@@ -68,7 +74,7 @@ pub trait Plan: Serialize + DeserializeOwned {
         for (n, recipe) in self.recipes().enumerate() {
             recipe.check().with_context(|| format!("stage {}", n + 1))?;
         }
-        Ok(())
+        self.check_own()
     }
 }
 
@@ -306,6 +312,8 @@ mod tests {
             ("stage.1.recipe.policy=up", "up"),
             ("seed", "KEY=VALUE"),
             ("stage.1.recipe.rate=-1", "rate"),
+            ("stage.1.variants=0", "variants"),
+            ("judged_variants=0", "judged_variants"),
         ] {
             let error = format!("{:#}", points(&[axis]).unwrap_err());
             assert!(error.contains(said), "{axis}: {error}");

@@ -160,6 +160,21 @@ impl Recipe {
         Ok(())
     }
 
+    /// Whether it asks of a detector only what a detector's training does.
+    ///
+    /// # Errors
+    /// If a key is given that is about classes of whole pictures.
+    pub fn check_for_boxes(&self) -> Result<()> {
+        let Self { smoothing, focal, remember, remember_of, mixup, .. } = Self::default();
+        let without = Self { smoothing, focal, remember, remember_of, mixup, ..self.clone() };
+        ensure!(
+            *self == without,
+            "`smoothing`, `focal`, `remember`, `remember_of` and `mixup` are for classifiers: leave them out of a \
+             detector's recipe"
+        );
+        Ok(())
+    }
+
     /// The factor of the base rate at `t`, warm-up left out.
     pub fn factor(&self, t: f32) -> f32 {
         match self.policy {
@@ -235,6 +250,22 @@ mod tests {
         }
         let stray = Recipe { milestones: vec![0.5], ..with(Policy::Cosine) };
         assert!(format!("{}", stray.check().unwrap_err()).contains("multistep"));
+    }
+
+    #[test]
+    fn a_detectors_recipe_asks_nothing_of_whole_pictures() {
+        let shared = Recipe { epochs: 3, ema: 0.9, blend: 0.5, ..Recipe::default() };
+        shared.check_for_boxes().unwrap();
+        for foreign in [
+            Recipe { smoothing: 0.1, ..shared.clone() },
+            Recipe { focal: 2.0, ..shared.clone() },
+            Recipe { remember: 1.0, ..shared.clone() },
+            Recipe { remember_of: Form::Plain, ..shared.clone() },
+            Recipe { mixup: 0.2, ..shared.clone() },
+        ] {
+            let error = foreign.check_for_boxes().unwrap_err().to_string();
+            assert!(error.contains("for classifiers"), "{error}");
+        }
     }
 
     #[test]

@@ -79,6 +79,17 @@ impl plan::Plan for Plan {
     fn recipes(&self) -> impl Iterator<Item = &Recipe> {
         self.stage.iter().map(|s| &s.recipe)
     }
+
+    fn check_own(&self) -> Result<()> {
+        let above = |key: &str, variants: usize| {
+            ensure!(variants > 0, "`{key}` must be above 0: the plain picture is one");
+            Ok(())
+        };
+        for (n, stage) in self.stage.iter().enumerate() {
+            above("variants", stage.variants).with_context(|| format!("stage {}", n + 1))?;
+        }
+        above("judged_variants", self.judged_variants)
+    }
 }
 
 /// What a retraining leaves.

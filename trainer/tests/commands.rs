@@ -48,6 +48,19 @@ fn the_commands_of_the_guide_work_together() {
         "evaluate mine --data data.json --corruptions --html report.html --json report.json --record",
     );
     assert!(text.contains("HalfHidden"), "{text}");
+    let detector = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/pet_detector");
+    let together =
+        format!("evaluate mine --data data.json --detector {detector} --json together.json");
+    let views = run(&dir, &format!("{together} --corruptions"));
+    assert!(views.contains("HalfHidden") && views != text, "{views}");
+    for (line, why) in [
+        (&format!("{together} --record"), "--record"),
+        (&format!("evaluate {detector} --data data.json --corruptions"), "is a detector"),
+        (&"evaluate mine --data data.json --source photos".to_owned(), "name every source"),
+    ] {
+        let said = refused(&dir, line);
+        assert!(said.contains(why), "{line}: {said}");
+    }
     let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
     for part in [
         "precision<td>",
@@ -80,6 +93,9 @@ fn the_commands_of_the_guide_work_together() {
     let bare: serde_json::Value = serde_json::from_str(&bare).unwrap();
     assert!(bare["uncalibrated"].is_null());
     let ece = |v: &serde_json::Value| v.as_f64().unwrap();
+    let together = std::fs::read_to_string(dir.join("together.json")).unwrap();
+    let together: serde_json::Value = serde_json::from_str(&together).unwrap();
+    assert!(together["uncalibrated"].is_null() && !report["uncalibrated"].is_null());
     assert!((ece(&bare["all"]["ece"]) - ece(&report["uncalibrated"][0])).abs() < 1e-5);
     assert!((ece(&bare["all"]["ece"]) - ece(&report["all"]["ece"])).abs() > 1e-4);
     let manifest = std::fs::read_to_string(dir.join("mine/model.toml")).unwrap();

@@ -85,6 +85,15 @@ impl plan::Plan for Plan {
     fn recipes(&self) -> impl Iterator<Item = &Recipe> {
         self.stage.iter().map(|s| &s.recipe)
     }
+
+    fn check_own(&self) -> Result<()> {
+        for (n, stage) in self.stage.iter().enumerate() {
+            let n = n + 1;
+            ensure!(stage.variants > 0, "stage {n}: `variants` must be above 0");
+            stage.recipe.check_for_boxes().with_context(|| format!("stage {n}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Detection as something to train for, on views seen through the frozen part.
