@@ -94,10 +94,6 @@ pub struct Recipe {
     pub accumulate: usize,
     /// Epochs without a better validation loss after which training stops; 0 is never.
     pub patience: usize,
-    /// How many times it is trained from the same start, with seeds from `seed` on; the result is the
-    /// mean of their weights (model soups, Wortsman et al. 2022): steadier than each of them, and no
-    /// dearer at the door.
-    pub runs: usize,
     /// Share of the trained weights in the result; the rest are the weights it began with (WiSE-FT,
     /// Wortsman et al. 2022). Less is safer on pictures unlike those trained on.
     pub blend: f32,
@@ -126,7 +122,6 @@ impl Default for Recipe {
             ema: 0.0,
             accumulate: 1,
             patience: 5,
-            runs: 1,
             blend: 1.0,
             seed: 7,
         }
@@ -144,7 +139,6 @@ impl Recipe {
     pub fn check(&self) -> Result<()> {
         ensure!(self.epochs > 0 && self.batch > 0, "`epochs` and `batch` must be above 0");
         ensure!(self.accumulate > 0, "`accumulate` must be above 0");
-        ensure!(self.runs > 0, "`runs` must be above 0");
         ensure!(self.rate > 0.0, "`rate` is {}; it must be above 0", self.rate);
         ensure!((0.0..1.0).contains(&self.warm_up), "`warm_up` is no share of 1");
         ensure!(

@@ -104,8 +104,7 @@ struct State {
 }
 
 impl<'a> Training<'a> {
-    /// Prepares a training whose checkpoints and history go to `dir`, those of further runs to
-    /// directories in it.
+    /// Prepares a training whose checkpoints and history go to `dir`.
     pub fn new(recipe: &'a Recipe, objective: &'a dyn Objective, dir: &Path) -> Self {
         Self { recipe, objective, dir: dir.into() }
     }
@@ -120,50 +119,11 @@ impl<'a> Training<'a> {
         self.run_until(net, devices, self.recipe.epochs)
     }
 
-    /// As [`Training::run`], but stops every run after `last` epochs as if killed there.
+    /// As [`Training::run`], but stops after `last` epochs as if killed there.
     ///
     /// # Errors
     /// As [`Training::run`].
     pub fn run_until(&self, net: &Net, devices: &[Device], last: usize) -> Result<Trained> {
-        let (mut found, mut history) = (Vec::<Net>::new(), Vec::<Epoch>::new());
-        for n in 0..self.recipe.runs {
-            if self.recipe.runs > 1 {
-                println!("run {} of {}", n + 1, self.recipe.runs);
-            }
-            let seed = self.recipe.seed.wrapping_add(n as u64);
-            // What is taken of it is decided when all runs are over.
-            let recipe = Recipe { seed, runs: 1, blend: 1.0, ..self.recipe.clone() };
-            // The first where it would be alone: more runs may be asked for when it is over.
-            let dir = if n > 0 { self.dir.join(format!("run{}", n + 1)) } else { self.dir.clone() };
-            let state = Training { recipe: &recipe, objective: self.objective, dir }
-                .once(net, devices, last)?;
-            found.extend(state.best.map(|(_, _, net)| net));
-            let before = history.len();
-            history
-                .extend(state.history.into_iter().map(|e| Epoch { epoch: before + e.epoch, ..e }));
-        }
-        let count = found.len();
-        let mut found = found.into_iter().enumerate();
-        let (_, first) = found.next().context("no epoch was trained")?;
-        let mut kept = found.fold(first, |mean, (n, net)| net.blended(&mean, 1.0 / (n + 1) as f32));
-        let share = self.recipe.blend;
-        if share < 1.0 {
-            kept = kept.blended(net, share);
-        }
-        if share < 1.0 || count > 1 {
-            let [device, ..] = devices else { bail!("there is no device to train on") };
-            let (loss, accuracy) = self.objective.validate(&kept, device)?;
-            println!(
-                "{share} of the way to {}  validation {loss:.4}  score {:.2} %",
-                if count > 1 { format!("the mean of {count} runs") } else { "the end".into() },
-                accuracy * 100.0
-            );
-        }
-        Ok(Trained { net: kept, history })
-    }
-
-    /// One run, whatever the recipe says of several.
-    fn once(&self, net: &Net, devices: &[Device], last: usize) -> Result<State> {
         let [device, others @ ..] = devices else { bail!("there is no device to train on") };
         std::fs::create_dir_all(&self.dir)
             .with_context(|| format!("cannot make {}", self.dir.display()))?;
@@ -201,7 +161,15 @@ impl<'a> Training<'a> {
             }
             self.save(&state)?;
         }
-        Ok(state)
+        let (_, _, mut best) = state.best.context("no epoch was trained")?;
+        let share = self.recipe.blend;
+        if share < 1.0 {
+            best = best.blended(net, share);
+            let (loss, accuracy) = self.objective.validate(&best, device)?;
+            let score = accuracy * 100.0;
+            println!("{share} of the way  validation {loss:.4}  score {score:.2} %");
+        }
+        Ok(Trained { net: best, history: state.history })
     }
 
     /// How many epochs ago the best one was, if that is more than patience allows.
@@ -371,10 +339,12 @@ impl<'a> Training<'a> {
         Model::trainable_where(net, device, &|name| self.objective.pace(name) > 0.0)
     }
 
-    /// Named after all that the outcome of a run depends on.
+    /// Named after all that the outcome depends on but how much of it is taken, which is decided
+    /// when it is over.
     fn checkpoint(&self, net: &Net) -> Result<PathBuf> {
+        let recipe = Recipe { blend: 1.0, ..self.recipe.clone() };
         let mut hash = Sha256::new();
-        hash.update(serde_json::to_vec(&(self.recipe, self.objective.identity()))?);
+        hash.update(serde_json::to_vec(&(recipe, self.objective.identity()))?);
         hash.update(format!("{:?} {:?}", net.nodes, net.outputs));
         for (name, p) in &net.params {
             hash.update(format!("{name} {:?}", p.shape));

@@ -481,28 +481,3 @@ fn a_kept_head_is_retrained_and_exported_with_its_labels() {
     plan.stage[0].recipe.decay_towards = Anchor::Start;
     assert!(moved(&run(&plan, "held").net) < moved(&free.net) / 2.0);
 }
-
-#[test]
-fn several_runs_end_as_the_mean_of_each_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dataset(dir.path(), 24);
-    let cpu = [device("cpu").unwrap()];
-    let run = |seed: u64, runs: usize, work: &str| {
-        let mut plan = plan(2);
-        plan.stage[0].recipe = Recipe { seed, runs, ..plan.stage[0].recipe.clone() };
-        retrain(&base(), &data, &plan, &Work::at(&dir.path().join(work)), &cpu).unwrap()
-    };
-    let alone = [run(5, 1, "a"), run(6, 1, "b"), run(7, 1, "c")];
-    let mean = |at: &dyn Fn(&Net) -> f32| alone.iter().map(|t| at(&t.net)).sum::<f32>() / 3.0;
-    // Two more are asked for where one is over already: it is gone on with.
-    let more = run(5, 3, "a");
-    for (name, param) in &more.net.params {
-        for (i, w) in param.data.iter().enumerate() {
-            assert!((w - mean(&|net| net.params[name].data[i])).abs() < 1e-5, "{name} {i}");
-        }
-    }
-    assert_ne!(alone[0].net, alone[1].net);
-    assert_eq!(more.history[0][..2], alone[0].history[0][..]);
-    let epochs: Vec<usize> = more.history[0].iter().map(|e| e.epoch).collect();
-    assert_eq!(epochs, [1, 2, 3, 4, 5, 6]);
-}
