@@ -29,6 +29,9 @@ pub struct Figures {
     pub pictures: usize,
     /// Share whose best of dog, cat and the rest is right.
     pub accuracy3: Rate,
+    /// Mean `-ln` of the probability of what it is, of dog, cat and the rest: less is better, and unlike
+    /// rates it does not hang on where the worst few pictures put a threshold.
+    pub log_loss3: f32,
     /// Share whose best of the five classes is right.
     pub accuracy: Rate,
     /// Rows: what it is; columns: what was said; both in the order of the classes.
@@ -58,6 +61,17 @@ pub struct Operating {
     pub far_rest: Rate,
 }
 
+/// What one distortion does.
+#[derive(Clone, Debug, Serialize)]
+pub struct Distorted {
+    /// Which.
+    pub corruption: Corruption,
+    /// As [`Figures::log_loss3`].
+    pub log_loss3: f32,
+    /// Error rates at the threshold that lets in half a percent of all non-dogs undistorted.
+    pub operating: Operating,
+}
+
 /// A picture with the class that was said to be likeliest.
 #[derive(Clone, Debug, Serialize)]
 pub struct Said {
@@ -84,9 +98,8 @@ pub struct Report {
     pub crops: Option<Figures>,
     /// Share of right three-way answers per source and subset.
     pub subsets: BTreeMap<String, Rate>,
-    /// Dogs kept out, and cats let in, under each distortion, at the threshold that lets in half
-    /// a percent of all non-dogs undistorted.
-    pub corruptions: Vec<(String, Rate, Rate)>,
+    /// The same pictures under each distortion.
+    pub corruptions: Vec<Distorted>,
     /// Most confident mistakes, worst first.
     pub mistakes: Vec<Said>,
     /// Of each class the pictures that were most surely said to show it, rightly or not.
@@ -195,8 +208,12 @@ pub fn evaluate(dir: &Path, data: &Dataset, setting: Setting<'_>) -> Result<Repo
     let threshold = all.operating.last().map_or(0.5, |o| o.threshold);
     for corruption in Corruption::ALL.into_iter().filter(|_| setting.corruptions) {
         let answers = classify(&mut judge, &manifest, &items, Some(corruption))?;
-        let rates = operating("", threshold, &scores(answers.iter()));
-        distorted.push((format!("{corruption:?}"), rates.frr, rates.far_cat));
+        let (rule, scores) = ("FAR(non-dog) 0.5 % undistorted", scores(answers.iter()));
+        distorted.push(Distorted {
+            corruption,
+            log_loss3: log_loss3(answers.iter().map(|a| (a.class, a.probs))),
+            operating: operating(rule, threshold, &scores),
+        });
     }
     let uncalibrated: Option<Vec<Vec<f32>>> =
         answers.iter().map(|a| a.uncalibrated.map(Vec::from)).collect();
@@ -305,6 +322,7 @@ fn figures<'a>(answers: impl Iterator<Item = &'a Answer<'a>>) -> Figures {
     Figures {
         pictures: n,
         accuracy3: Rate::new(right3, n),
+        log_loss3: log_loss3(answers.iter().map(|a| (a.class, a.probs))),
         accuracy: Rate::new(right, n),
         confusion,
         auc_dog_cat: auc(&dogs, &cats),
@@ -357,6 +375,21 @@ impl Operating {
         let (cat, rest) = (&self.far_cat, &self.far_rest);
         Rate::new(cat.hits + rest.hits, cat.of + rest.of)
     }
+}
+
+/// Mean `-ln` of what each picture's class, of dog, cat and the rest, was given of the five.
+fn log_loss3(said: impl Iterator<Item = (Class, [f32; 5])>) -> f32 {
+    let (mut loss, mut count) = (0.0, 0.0);
+    for (class, [dog, cat, rest @ ..]) in said {
+        let said = match class {
+            Class::Dog => dog,
+            Class::Cat => cat,
+            _ => rest.iter().sum(),
+        };
+        loss -= said.max(1e-6).ln();
+        count += 1.0;
+    }
+    loss / count
 }
 
 fn best(probs: &[f32]) -> usize {
@@ -436,10 +469,12 @@ impl Report {
         ];
         for (what, figures) in parts.into_iter().filter_map(|(w, f)| Some((w, f?))) {
             out += &format!(
-                "\n{what}: {} pictures\n  right of dog, cat, rest  {:.2} %\n  right of five classes    {:.2} %\n  \
-                 AUC dog/cat              {:.5}\n  calibration error        {:.4}\n",
+                "\n{what}: {} pictures\n  right of dog, cat, rest  {:.2} %\n  \
+                 log loss of these three  {:.4}\n  right of five classes    {:.2} %\n  AUC dog/cat              {:.5}\n  \
+                 calibration error        {:.4}\n",
                 figures.pictures,
                 figures.accuracy3.share() * 100.0,
+                figures.log_loss3,
                 figures.accuracy.share() * 100.0,
                 figures.auc_dog_cat,
                 figures.ece
@@ -461,8 +496,15 @@ impl Report {
         for (subset, rate) in &self.subsets {
             out += &format!("  {subset:<60} {:>4}/{}\n", rate.hits, rate.of);
         }
-        for (what, frr, far) in &self.corruptions {
-            out += &format!("  {what:<12} FRR {frr}  FAR cat {far}\n");
+        if let Some(Distorted { operating, .. }) = self.corruptions.first() {
+            out += &format!("\ndistorted, at p > {:.3}\n", operating.threshold);
+        }
+        for Distorted { corruption, log_loss3, operating: o } in &self.corruptions {
+            let name = format!("{corruption:?}");
+            out += &format!(
+                "  {name:<12} log loss {log_loss3:.4}  FRR {}  FAR cat {}  FAR rest {}\n",
+                o.frr, o.far_cat, o.far_rest
+            );
         }
         out + &format!("\nmedian {:.1} ms per picture\n", self.median_ms)
     }
@@ -471,6 +513,18 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_loss_is_of_dog_cat_and_the_rest_together() {
+        let said = [
+            (Class::Dog, [0.5, 0.5, 0.0, 0.0, 0.0]),
+            (Class::Cat, [0.75, 0.25, 0.0, 0.0, 0.0]),
+            (Class::Person, [0.0, 0.875, 0.0625, 0.0, 0.0625]),
+        ];
+        // Halves: one, two and three of them.
+        assert!((log_loss3(said.into_iter()) - 2.0 * 2.0_f32.ln()).abs() < 1e-6);
+        assert!(log_loss3([(Class::Dog, [0.0, 1.0, 0.0, 0.0, 0.0])].into_iter()) > 13.0);
+    }
 
     #[test]
     fn without_calibration_is_what_the_logits_alone_say() {
