@@ -140,13 +140,13 @@ pub fn retrain(
         |items: &[&Item]| items.iter().map(|i| data.class(&i.label)).collect::<Result<Vec<_>>>();
     let (train_classes, validate_classes) = (number(&train)?, number(&validate)?);
     let deepest = plan.stage.last().context("the plan has no stage")?;
-    let variants = plan.stage.iter().map(|s| s.variants).max().unwrap_or(1).max(1);
+    let variants = plan.stage.iter().map(|s| s.variants).max().unwrap_or(1);
     let (front, mut rest) =
         net.cut(&deepest.cut).context("the last stage must cut closest to the input")?;
     let caches = Caches::new(plan, &front, &work.cache_dir)?;
     let (train_cache, validate_cache) = (
         caches.of(&train, variants, "training pictures")?,
-        caches.of(&validate, plan.judged_variants.max(1), "validation pictures")?,
+        caches.of(&validate, plan.judged_variants, "validation pictures")?,
     );
     let mut history = Vec::new();
     let mut rows = Vec::new();

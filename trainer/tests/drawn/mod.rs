@@ -73,10 +73,11 @@ pub fn boxed(dir: &Path, count: u32) {
     std::fs::write(dir.join("annotations.json"), all.to_string()).unwrap();
 }
 
-/// The program with the arguments of a command line, in `dir`.
+/// The program with the arguments of a command line, in `dir`. What it keeps of trainings stays there
+/// too: none goes on with what another test left behind.
 pub fn trainer(dir: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pawlatch-trainer"));
-    command.current_dir(dir).args(line.split_whitespace());
+    command.current_dir(dir).env("TMPDIR", dir).args(line.split_whitespace());
     command
 }
 
