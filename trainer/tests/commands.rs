@@ -26,6 +26,11 @@ fn prepared() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+/// What a command wrote as JSON.
+fn json(dir: &Path, name: &str) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(dir.join(name)).unwrap()).unwrap()
+}
+
 #[test]
 fn the_commands_of_the_guide_work_together() {
     let (_keep, dir) = prepared();
@@ -48,11 +53,25 @@ fn the_commands_of_the_guide_work_together() {
         "evaluate mine --data data.json --corruptions --html report.html --json report.json --record",
     );
     assert!(text.contains("HalfHidden"), "{text}");
+    // Several views of a whole picture instead of one view of each box.
+    drawn::boxed(&dir.join("boxes"), 24);
+    std::fs::write(
+        dir.join("boxes.toml"),
+        "classes = ['cat', 'dog']\n[[boxes]]\npath = 'boxes/annotations.json'\n\
+         pictures = 'boxes/images'\nvalidate_share = 0.5\ncrops = true\nwhole = true\n",
+    )
+    .unwrap();
+    run(&dir, "dataset build boxes.toml boxes.json");
+    run(&dir, "evaluate mine --data boxes.json --json alone.json");
     let detector = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/pet_detector");
-    let together =
-        format!("evaluate mine --data data.json --detector {detector} --json together.json");
-    let views = run(&dir, &format!("{together} --corruptions"));
-    assert!(views.contains("HalfHidden") && views != text, "{views}");
+    let together = format!("evaluate mine --data boxes.json --detector {detector}");
+    let text = run(&dir, &format!("{together} --corruptions --json together.json"));
+    assert!(text.contains("HalfHidden") && text.contains("log loss"), "{text}");
+    let (alone, several) = (json(&dir, "alone.json"), json(&dir, "together.json"));
+    assert!(!alone["crops"].is_null() && several["crops"].is_null());
+    assert_eq!(several["all"]["pictures"], alone["whole"]["pictures"]);
+    assert_ne!(several["all"]["log_loss3"], alone["whole"]["log_loss3"]);
+    assert!(several["uncalibrated"].is_null() && !alone["uncalibrated"].is_null());
     for (line, why) in [
         (&format!("{together} --record"), "--record"),
         (&format!("evaluate {detector} --data data.json --corruptions"), "is a detector"),
@@ -75,8 +94,7 @@ fn the_commands_of_the_guide_work_together() {
     ] {
         assert!(page.contains(part), "{part}");
     }
-    let report = std::fs::read_to_string(dir.join("report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let report = json(&dir, "report.json");
     let kept_out = |o: &serde_json::Value| o["frr"]["hits"].as_u64().unwrap();
     let curve = report["curve"].as_array().unwrap();
     assert!(curve.len() > 40 && curve.windows(2).all(|w| kept_out(&w[0]) <= kept_out(&w[1])));
@@ -89,13 +107,9 @@ fn the_commands_of_the_guide_work_together() {
     std::fs::copy(dir.join("mine/model.onnx"), dir.join("bare/model.onnx")).unwrap();
     std::fs::write(dir.join("bare/model.toml"), manifest.to_string()).unwrap();
     run(&dir, "evaluate bare --data data.json --json bare.json");
-    let bare = std::fs::read_to_string(dir.join("bare.json")).unwrap();
-    let bare: serde_json::Value = serde_json::from_str(&bare).unwrap();
+    let bare = json(&dir, "bare.json");
     assert!(bare["uncalibrated"].is_null());
     let ece = |v: &serde_json::Value| v.as_f64().unwrap();
-    let together = std::fs::read_to_string(dir.join("together.json")).unwrap();
-    let together: serde_json::Value = serde_json::from_str(&together).unwrap();
-    assert!(together["uncalibrated"].is_null() && !report["uncalibrated"].is_null());
     assert!((ece(&bare["all"]["ece"]) - ece(&report["uncalibrated"][0])).abs() < 1e-5);
     assert!((ece(&bare["all"]["ece"]) - ece(&report["all"]["ece"])).abs() > 1e-4);
     let manifest = std::fs::read_to_string(dir.join("mine/model.toml")).unwrap();
