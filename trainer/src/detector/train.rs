@@ -444,4 +444,19 @@ mod tests {
         assert_eq!(repeated(&all, &plan).len(), 90 + 30);
         assert_eq!(repeated(&kept, &plan).len(), 20);
     }
+
+    #[test]
+    fn a_plan_that_asks_for_what_is_not_done_is_refused() {
+        let shipped = include_str!("../../../models/pet_detector/plan.toml");
+        let plan: Plan = toml::from_str(shipped).unwrap();
+        plan::Plan::check(&plan).unwrap();
+        let refused = |change: &dyn Fn(&mut Stage)| {
+            let mut plan = plan.clone();
+            change(&mut plan.stage[0]);
+            format!("{:#}", plan::Plan::check(&plan).unwrap_err())
+        };
+        let said = refused(&|s| s.recipe.remember = 1.0);
+        assert!(said.contains("stage 1") && said.contains("for classifiers"), "{said}");
+        assert!(refused(&|s| s.variants = 0).contains("`variants`"));
+    }
 }
