@@ -173,9 +173,11 @@ enum Judge {
 
 impl Judge {
     fn ask(&mut self, frame: &Frame, item: &Item) -> Result<ClassifierOutput> {
-        let framing = if item.is_crop() { Framing::Crop } else { Framing::Whole };
         match self {
-            Self::Alone(classifier) => Ok(classifier.classify(frame, item.part, framing)?),
+            Self::Alone(classifier) => {
+                let framing = if item.is_crop() { Framing::Crop } else { Framing::Whole };
+                Ok(classifier.classify(frame, item.part, framing)?)
+            }
             Self::Together(vision) => vision.describe(frame)?.context("there is no classifier"),
         }
     }

@@ -43,8 +43,8 @@ pub trait Plan: Serialize + DeserializeOwned {
     /// What such a plan is called in a message.
     const KIND: &'static str;
 
-    /// The recipe of each stage.
-    fn recipes(&self) -> impl Iterator<Item = &Recipe>;
+    /// The recipe of each stage, and how many variants of a picture it shows.
+    fn stages(&self) -> impl Iterator<Item = (&Recipe, usize)>;
 
     /// Whether what only this kind of plan says can be trained.
     ///
@@ -68,11 +68,13 @@ pub trait Plan: Serialize + DeserializeOwned {
     /// Whether every stage can be trained.
     ///
     /// # Errors
-    /// If there is no stage, or a recipe contradicts itself.
+    /// If there is no stage, one shows nothing, or a recipe contradicts itself.
     fn check(&self) -> Result<()> {
-        ensure!(self.recipes().next().is_some(), "the plan has no stage");
-        for (n, recipe) in self.recipes().enumerate() {
-            recipe.check().with_context(|| format!("stage {}", n + 1))?;
+        ensure!(self.stages().next().is_some(), "the plan has no stage");
+        for (n, (recipe, variants)) in self.stages().enumerate() {
+            let n = n + 1;
+            ensure!(variants > 0, "stage {n}: `variants` must be above 0");
+            recipe.check().with_context(|| format!("stage {n}"))?;
         }
         self.check_own()
     }

@@ -328,11 +328,8 @@ fn teachers_leave_excepted_sources_and_validation_as_they_are() {
     )
     .unwrap();
     run(&dir, "dataset build boxed.toml boxed.json");
-    let read = |name: &str| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(dir.join(name)).unwrap()).unwrap()
-    };
     // Half of the boxed pictures are of another source.
-    let mut data = read("boxed.json");
+    let mut data = json(&dir, "boxed.json");
     for scene in data["scenes"].as_array_mut().unwrap().iter_mut().step_by(2) {
         scene["source"] = "by hand".into();
     }
@@ -347,7 +344,7 @@ fn teachers_leave_excepted_sources_and_validation_as_they_are() {
             .stdout,
     )
     .unwrap();
-    let taught = read("taught.json");
+    let taught = json(&dir, "taught.json");
     let scenes = |data: &serde_json::Value, of: &dyn Fn(&serde_json::Value) -> bool| {
         let scenes = data["scenes"].as_array().unwrap();
         scenes.iter().filter(|s| of(s)).cloned().collect::<Vec<_>>()

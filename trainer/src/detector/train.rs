@@ -82,15 +82,13 @@ pub struct Stage {
 impl plan::Plan for Plan {
     const KIND: &'static str = "detector plan";
 
-    fn recipes(&self) -> impl Iterator<Item = &Recipe> {
-        self.stage.iter().map(|s| &s.recipe)
+    fn stages(&self) -> impl Iterator<Item = (&Recipe, usize)> {
+        self.stage.iter().map(|s| (&s.recipe, s.variants))
     }
 
     fn check_own(&self) -> Result<()> {
         for (n, stage) in self.stage.iter().enumerate() {
-            let n = n + 1;
-            ensure!(stage.variants > 0, "stage {n}: `variants` must be above 0");
-            stage.recipe.check_for_boxes().with_context(|| format!("stage {n}"))?;
+            stage.recipe.check_for_boxes().with_context(|| format!("stage {}", n + 1))?;
         }
         Ok(())
     }
